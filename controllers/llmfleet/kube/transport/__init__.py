@@ -1,0 +1,1 @@
+"""HTTP and credentials for the Kubernetes API."""

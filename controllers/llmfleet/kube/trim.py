@@ -1,0 +1,43 @@
+"""What a cache keeps of an object: enough to decide, and no more.
+
+In: a manifest as the apiserver sent it. Out: a smaller one. It never changes its argument. Several controllers share
+one cache per kind, so what is kept is the union of what they read; a fleet of 2,000 pods fits because of this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llmfleet.kube.refs import CONFIGMAP, NODE, POD, Kind, Manifest
+
+Trim = Callable[[Manifest], Manifest]
+
+
+def trim_for(kind: Kind) -> Trim:
+    """The trim that suits a kind."""
+    return {POD: trim_pod, NODE: trim_node, CONFIGMAP: trim_metadata}.get(kind, trim_metadata)
+
+
+def trim_metadata(manifest: Manifest) -> Manifest:
+    """Everything but the field managers' book-keeping, which is often a third of an object."""
+    metadata = {key: value for key, value in manifest["metadata"].items() if key not in ("managedFields", "selfLink")}
+    return {**manifest, "metadata": metadata}
+
+
+def trim_pod(pod: Manifest) -> Manifest:
+    """Metadata, placement and the whole status; of the spec only what tells where and since when the pod runs."""
+    spec = pod.get("spec", {})
+    kept = {key: spec[key] for key in ("nodeName", "terminationGracePeriodSeconds", "hostNetwork") if key in spec}
+    kept["containers"] = [_keep(container, ("name", "image")) for container in spec.get("containers", ())]
+    return {**trim_metadata(pod), "spec": kept}
+
+
+def trim_node(node: Manifest) -> Manifest:
+    """Whether the node is there, taints, and its conditions; not its images nor its capacity."""
+    status = _keep(node.get("status", {}), ("conditions",))
+    return {**trim_metadata(node), "spec": _keep(node.get("spec", {}), ("taints", "unschedulable")), "status": status}
+
+
+def _keep(mapping: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: mapping[name] for name in names if name in mapping}

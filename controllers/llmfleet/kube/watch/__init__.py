@@ -1,0 +1,1 @@
+"""List, watch and the caches they fill."""
