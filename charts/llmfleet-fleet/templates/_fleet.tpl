@@ -1,0 +1,140 @@
+{{- /* llmfleet-fleet.routerName: name of the router's objects. Takes: the root. */}}
+{{- define "llmfleet-fleet.routerName" -}}
+{{- include "llmfleet.name" (dict "root" . "parts" (list "router")) -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.backendsName: the ConfigMap that the operator fills and route-sync reads. Takes: the root. */}}
+{{- define "llmfleet-fleet.backendsName" -}}
+{{- printf "%s-backends" (include "llmfleet-fleet.routerName" .) -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.redisName: name of the Redis objects. Takes: the root. */}}
+{{- define "llmfleet-fleet.redisName" -}}
+{{- include "llmfleet.name" (dict "root" . "parts" (list "redis")) -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.uninstallName: name of the clean-up's objects. Takes: the root. */}}
+{{- define "llmfleet-fleet.uninstallName" -}}
+{{- include "llmfleet.name" (dict "root" . "parts" (list "uninstall")) -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.serviceAccount: the account of the router pods. Takes: the root. */}}
+{{- define "llmfleet-fleet.serviceAccount" -}}
+{{- .Values.router.serviceAccount.name | default (include "llmfleet-fleet.routerName" .) -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.operatorNamespace: where the operator of this fleet runs. Takes: the root. */}}
+{{- define "llmfleet-fleet.operatorNamespace" -}}
+{{- .Values.operator.namespace | default .Release.Namespace -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.operatorRelease: the Helm release of the operator of this fleet. Takes: the root. */}}
+{{- define "llmfleet-fleet.operatorRelease" -}}
+{{- .Values.operator.release | default .Release.Name -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.operatorServiceAccount: the account that may write in this namespace. Takes: the root. */}}
+{{- define "llmfleet-fleet.operatorServiceAccount" -}}
+{{- $scope := dict "Name" (include "llmfleet-fleet.operatorRelease" .) -}}
+{{- .Values.operator.serviceAccountName | default (include "llmfleet.name" (dict "root" (dict "Release" $scope) "parts" (list "operator"))) -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.image: the project's image. Takes: the root. */}}
+{{- define "llmfleet-fleet.image" -}}
+{{- include "llmfleet.image" (dict "root" . "image" .Values.image "path" "image" "tag" .Chart.AppVersion) -}}
+{{- end }}
+
+{{- /*
+llmfleet-fleet.spec: one model's LLMCluster spec: the engine's defaults, the model's fields over them, env merged by
+name, the image in one string. No label and no version of the chart: a chart bump must not restart a GPU pod.
+Takes: root, name, model.
+*/}}
+{{- define "llmfleet-fleet.spec" -}}
+{{- $spec := mergeOverwrite (deepCopy .root.Values.engine) (deepCopy (omit .model "instances")) -}}
+{{- $image := $spec.image -}}
+{{- $_ := set $spec "image" (include "llmfleet.image" (dict "root" .root "image" $image "path" (printf "engine.image (model %s)" .name) "tag" "")) -}}
+{{- $_ := set $spec "imagePullPolicy" ($image.pullPolicy | default "IfNotPresent") -}}
+{{- if and (not $spec.imagePullSecrets) (.root.Values.global).imagePullSecrets -}}
+{{- $_ := set $spec "imagePullSecrets" .root.Values.global.imagePullSecrets -}}
+{{- end -}}
+{{- with include "llmfleet.mergeEnv" (list (.root.Values.engine.env | default list) (.model.env | default list)) -}}
+{{- $_ := set $spec "env" (fromYamlArray .) -}}
+{{- end -}}
+{{- toYaml $spec -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.firstModel: the name clients ask for of the first model, for tests and NOTES. Takes: the root. */}}
+{{- define "llmfleet-fleet.firstModel" -}}
+{{- $names := list -}}
+{{- range $name, $model := .Values.models -}}
+{{- if and $model (gt (int $model.instances) 0) -}}
+{{- $names = append $names ((first ($model.servedModelNames | default (list $model.model))) | default $model.model) -}}
+{{- end -}}
+{{- end -}}
+{{- first $names | default "" -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.url: the router's address inside the cluster. Takes: the root. */}}
+{{- define "llmfleet-fleet.url" -}}
+{{- printf "http://%s.%s.svc:%d" (include "llmfleet-fleet.routerName" .) (include "llmfleet.namespace" .) (int .Values.router.service.port) -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.operatorPeer: the operator's pods as a NetworkPolicy peer. Takes: the root. */}}
+{{- define "llmfleet-fleet.operatorPeer" -}}
+- namespaceSelector:
+    matchLabels:
+      kubernetes.io/metadata.name: {{ include "llmfleet-fleet.operatorNamespace" . }}
+  podSelector:
+    matchLabels:
+      app.kubernetes.io/name: llmfleet-operator
+      app.kubernetes.io/instance: {{ include "llmfleet-fleet.operatorRelease" . }}
+      app.kubernetes.io/component: operator
+{{- end }}
+
+{{- /* llmfleet-fleet.hookPod: what every hook pod of this chart has besides its container. Takes: the root. */}}
+{{- define "llmfleet-fleet.hookPod" -}}
+restartPolicy: Never
+enableServiceLinks: false
+{{- with include "llmfleet.podBasics" (dict "root" . "values" dict) | trim }}
+{{ . }}
+{{- end }}
+securityContext:
+  {{- include "llmfleet.podSecurity" (dict "values" dict "user" 65532) | nindent 2 }}
+{{- end }}
+
+{{- /* llmfleet-fleet.testPod: one `helm test` hook. Takes: root, check, weight, args. */}}
+{{- define "llmfleet-fleet.testPod" -}}
+{{- $root := .root -}}
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {{ include "llmfleet.name" (dict "root" $root "parts" (list "test")) }}-{{ .check }}
+  namespace: {{ include "llmfleet.namespace" $root }}
+  labels:
+    {{- include "llmfleet.labels" (dict "root" $root "component" "test") | nindent 4 }}
+  annotations:
+    helm.sh/hook: test
+    helm.sh/hook-weight: {{ .weight | quote }}
+    helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
+    helm.sh/hook-output-log-policy: hook-succeeded,hook-failed
+spec:
+  {{- include "llmfleet-fleet.hookPod" $root | nindent 2 }}
+  automountServiceAccountToken: false
+  containers:
+    - name: {{ .check }}
+      image: {{ include "llmfleet-fleet.image" $root }}
+      imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+      args:
+        - helm-test
+        - {{ .check }}
+        - --url={{ include "llmfleet-fleet.url" $root }}
+        {{- range .args }}
+        - {{ . | quote }}
+        {{- end }}
+        - --patience={{ $root.Values.tests.patienceSeconds }}
+      resources:
+        requests: {cpu: 10m, memory: 64Mi}
+        limits: {memory: 128Mi}
+      securityContext:
+        {{- include "llmfleet.containerSecurity" (dict "values" dict) | nindent 8 }}
+{{- end }}
