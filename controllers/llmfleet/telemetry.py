@@ -1,0 +1,306 @@
+"""Every metric of every role, and the log set-up. One headed section per role.
+
+In: what happened. Out: Prometheus families and log lines. Names are `llmfleet_<component>_<what>_<unit>`; every label
+set is bounded, and no label or line carries a prompt, a key or a client's own text.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client import Counter as Counter_
+from prometheus_client import Gauge as Gauge_
+from prometheus_client import Histogram as Histogram_
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from llmfleet.names import VERSION
+
+# ======================================================================================================================
+# Logs
+# ======================================================================================================================
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per line: time, level, logger, message and the fields given as `extra={"fields": {...}}`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= getattr(record, "fields", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def set_up_logs(level: str = "info") -> None:
+    """Send every log line to standard error as JSON."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+# ======================================================================================================================
+# Router
+# ======================================================================================================================
+
+# The hot path adds to plain integers and lists; families are built when somebody scrapes.
+SECONDS: Final = (
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0,
+)  # fmt: skip
+MAX_MODEL_LABELS: Final = 1000
+OTHER_MODELS: Final = "other"
+
+
+class Histogram:
+    """Counts per bucket and a sum."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(SECONDS) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(SECONDS, seconds)] += 1
+        self.total += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Return cumulative counts as the exposition format wants them."""
+        edges = [*(repr(edge) for edge in SECONDS), "+Inf"]
+        seen, result = 0, []
+        for edge, count in zip(edges, self.counts, strict=True):
+            seen += count
+            result.append((edge, float(seen)))
+        return result
+
+
+class ModelStats:
+    """What happened to one model's requests in this process."""
+
+    __slots__ = ("duration", "in_flight", "refusals", "requests", "retries", "truncated", "ttft")
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[int, str]] = Counter()  # by status and outcome
+        self.retries: Counter[str] = Counter()
+        self.truncated: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
+        self.in_flight = 0
+        self.ttft = Histogram()
+        self.duration = Histogram()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointGauges:
+    llmcluster: str
+    role: str
+    in_flight: int
+    slots: int
+    picks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterGauges:
+    """The router's state at the moment of a scrape."""
+
+    connections: int
+    max_connections: int
+    draining: bool
+    generation: int
+    document_age_seconds: float
+    endpoints: tuple[EndpointGauges, ...]
+
+
+class RouterMetrics:
+    """Every metric of a router process; register it with a prometheus_client registry."""
+
+    def __init__(self, gauges: Callable[[], RouterGauges]) -> None:
+        self._gauges = gauges
+        self._models: dict[str, ModelStats] = {}
+        self.document_errors = 0
+        self.document_loads = 0
+        self.connections_refused = 0
+
+    def model(self, name: str) -> ModelStats:
+        """Return the counters of a served model; "" is for requests that never reached one."""
+        stats = self._models.get(name)
+        if stats is None:
+            if len(self._models) >= MAX_MODEL_LABELS:
+                name = OTHER_MODELS
+            stats = self._models.setdefault(name, ModelStats())
+        return stats
+
+    def collect(self) -> Iterator[Metric]:
+        state = self._gauges()
+        yield from self._counters()
+        yield from self._histograms()
+        yield from _endpoint_families(state.endpoints)
+        yield from self._process(state)
+
+    def _counters(self) -> Iterator[Metric]:
+        models = self._models.items()
+        requests = CounterMetricFamily(
+            "llmfleet_router_requests",
+            "Requests answered, by status and outcome: complete, failed, truncated, aborted (the client left), refused.",
+            labels=["model", "code", "outcome"],
+        )
+        for name, stats in models:
+            for (code, outcome), count in stats.requests.items():
+                requests.add_metric([name, str(code), outcome], count)
+        yield requests
+        yield _by_reason(
+            "llmfleet_router_retries",
+            "Requests sent to a second engine before any byte was forwarded.",
+            ((name, stats.retries) for name, stats in models),
+        )
+        yield _by_reason(
+            "llmfleet_router_truncated",
+            "Answers that broke after bytes were forwarded: ended by an error event or a reset.",
+            ((name, stats.truncated) for name, stats in models),
+        )
+        yield _by_reason(
+            "llmfleet_router_refusals",
+            "Requests the router refused itself, by error code.",
+            ((name, stats.refusals) for name, stats in models),
+        )
+
+    def _histograms(self) -> Iterator[Metric]:
+        ttft = HistogramMetricFamily(
+            "llmfleet_router_time_to_first_token_seconds",
+            "From the whole request to the first delta of a stream that is not empty.",
+            labels=["model"],
+        )
+        duration = HistogramMetricFamily(
+            "llmfleet_router_request_duration_seconds",
+            "From the whole request to the end of a complete answer.",
+            labels=["model"],
+        )
+        for name, stats in self._models.items():
+            if name:
+                ttft.add_metric([name], stats.ttft.buckets(), stats.ttft.total)
+                duration.add_metric([name], stats.duration.buckets(), stats.duration.total)
+        yield ttft
+        yield duration
+
+    def _process(self, state: RouterGauges) -> Iterator[Metric]:
+        in_flight = GaugeMetricFamily("llmfleet_router_in_flight_requests", "Requests at an engine now.", labels=["model"])
+        for name, stats in self._models.items():
+            if name:
+                in_flight.add_metric([name], stats.in_flight)
+        yield in_flight
+        yield GaugeMetricFamily("llmfleet_router_connections", "Client connections open.", state.connections)
+        yield GaugeMetricFamily("llmfleet_router_max_connections", "Client connections allowed.", state.max_connections)
+        yield CounterMetricFamily(
+            "llmfleet_router_connections_refused", "Client connections over the limit.", self.connections_refused
+        )
+        yield GaugeMetricFamily("llmfleet_router_draining", "1 while the router takes leave.", int(state.draining))
+        yield GaugeMetricFamily(
+            "llmfleet_router_document_generation", "Generation of the backends document in use.", state.generation
+        )
+        yield GaugeMetricFamily(
+            "llmfleet_router_document_age_seconds",
+            "Since the backends document in use was adopted; -1 before the first.",
+            state.document_age_seconds,
+        )
+        yield CounterMetricFamily("llmfleet_router_document_loads", "Backends documents adopted.", self.document_loads)
+        yield CounterMetricFamily(
+            "llmfleet_router_document_errors", "Backends documents refused; the last good one stayed.", self.document_errors
+        )
+        info = GaugeMetricFamily("llmfleet_router_build_info", "1, with the version.", labels=["version"])
+        info.add_metric([VERSION], 1)
+        yield info
+
+
+def _by_reason(name: str, text: str, counters: Iterable[tuple[str, Counter[str]]]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=["model", "reason"])
+    for model, counter in counters:
+        for reason, count in counter.items():
+            family.add_metric([model, reason], count)
+    return family
+
+
+def _endpoint_families(endpoints: tuple[EndpointGauges, ...]) -> Iterator[Metric]:
+    labels = ["llmcluster", "role"]
+    in_flight = GaugeMetricFamily("llmfleet_router_endpoint_in_flight_requests", "Requests at this engine.", labels=labels)
+    slots = GaugeMetricFamily("llmfleet_router_endpoint_slots", "Requests this engine may have at once.", labels=labels)
+    picks = CounterMetricFamily("llmfleet_router_endpoint_picks", "Requests sent to this engine.", labels=labels)
+    # Two pods of one instance can be known at once while one is leaving: their figures are added up.
+    sums: dict[tuple[str, str], list[int]] = {}
+    for e in endpoints:
+        total = sums.setdefault((e.llmcluster, e.role), [0, 0, 0])
+        total[0] += e.in_flight
+        total[1] += e.slots
+        total[2] += e.picks
+    for key, (now, limit, chosen) in sums.items():
+        in_flight.add_metric(key, now)
+        slots.add_metric(key, limit)
+        picks.add_metric(key, chosen)
+    yield from (in_flight, slots, picks)
+
+
+# ======================================================================================================================
+# Operator and route controller
+# ======================================================================================================================
+
+# Declared in a registry of their own and only when asked for, so that a router process does not export them.
+
+
+class OperatorMetrics:
+    """Every metric of an operator process."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self.leader = self._gauge("leader", "1 while this process holds the lease.")
+        self.writes = self._counter(
+            "writes", "Writes sent to the apiserver, by resource, verb and HTTP code.", "resource", "verb", "code"
+        )
+        self.watch_failures = self._counter(
+            "watch_failures", "Lists and watches that failed, by resource and error.", "resource", "error"
+        )
+        self.objects = self._gauge("cached_objects", "Objects held in memory.", "resource")
+        self.queue = self._gauge("queue_depth", "Keys that wait for a worker.", "controller")
+        self.passes = Histogram_(
+            "llmfleet_operator_reconcile_duration_seconds",
+            "Duration of one pass over one object.",
+            ["controller"],
+            registry=self.registry,
+            buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+        )
+        self.failures = self._counter("reconcile_failures", "Passes that failed, by error.", "controller", "error")
+        self.publishes = Counter_(
+            "llmfleet_route_publishes",
+            "Backends documents written, by result: published, conflict, failed.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.endpoints = Gauge_(
+            "llmfleet_route_endpoints",
+            "Endpoints in the newest backends document, by state.",
+            ["namespace", "configmap", "state"],
+            registry=self.registry,
+        )
+        self.generation = Gauge_(
+            "llmfleet_route_document_generation",
+            "Generation of the newest backends document.",
+            ["namespace", "configmap"],
+            registry=self.registry,
+        )
+        info = self._gauge("build_info", "1, with the version.", "version")
+        info.labels(VERSION).set(1)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter_:
+        return Counter_(f"llmfleet_operator_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge_:
+        return Gauge_(f"llmfleet_operator_{name}", text, labels, registry=self.registry)
