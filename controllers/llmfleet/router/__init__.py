@@ -1,0 +1,1 @@
+"""The data plane: request -> admit -> pick -> relay -> account."""

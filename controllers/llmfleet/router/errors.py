@@ -1,0 +1,107 @@
+"""Errors as clients read them: one shape for all routes, and the in-band event of a stream that broke.
+
+In: what went wrong. Out: status, headers, bytes. `Refusal` is how the pure parts say no; the message is for the
+person who wrote the request and says what to write. It never carries a prompt, a key or an engine's address.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Final
+
+import orjson
+
+from llmfleet.router.sse import Dialect
+
+
+class Code(StrEnum):
+    """The `code` of every error the router makes itself; also the `reason` label of its metrics."""
+
+    INVALID_REQUEST = "invalid_request"
+    INVALID_JSON = "invalid_json"
+    UNSUPPORTED = "unsupported_parameter"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    MODEL_NOT_FOUND = "model_not_found"
+    REQUEST_TOO_LARGE = "request_too_large"
+    TIMEOUT = "request_timeout"
+    OVERLOADED = "server_is_overloaded"
+    NO_ENDPOINT = "no_endpoint"
+    DRAINING = "draining"
+    NOT_READY = "not_ready"
+    UPSTREAM_LOST = "upstream_lost"
+    UPSTREAM_TIMEOUT = "upstream_timeout"
+    UPSTREAM_FAILED = "upstream_failed"
+    INTERNAL = "internal_error"
+
+
+RETRY_AFTER_SECONDS: Final = 1
+
+
+class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not an accident
+    """A request that gets an error instead of an engine."""
+
+    def __init__(
+        self, *, status: int, code: Code, message: str, param: str | None = None, kind: str = "invalid_request_error"
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.param, self.kind = status, code, message, param, kind
+
+
+def overloaded(code: Code, message: str) -> Refusal:
+    """Refuse for now: the client is told when to try again."""
+    return Refusal(status=503, code=code, message=message, kind="server_error")
+
+
+def lost(code: Code, message: str, status: int = 502) -> Refusal:
+    """Give up on the engine side before any byte was forwarded."""
+    return Refusal(status=status, code=code, message=message, kind="server_error")
+
+
+def render(refusal: Refusal, dialect: Dialect) -> tuple[int, bytes, bytes]:
+    """Return status, extra header lines and body. `/v1/messages` adds the two keys its SDK looks for."""
+    error = _error(refusal)
+    body: dict[str, Any] = {"error": error}
+    status, extra = refusal.status, b""
+    if dialect is Dialect.MESSAGES:
+        body = {"type": "error", "error": error | {"type": _anthropic_type(status)}}
+        status = 529 if status == 503 else status
+    if status in (429, 503, 529):
+        extra = b"retry-after: %d\r\n" % RETRY_AFTER_SECONDS
+    return status, extra, orjson.dumps(body)
+
+
+def event(refusal: Refusal, dialect: Dialect) -> bytes:
+    """Return the event that ends a stream which broke after events of it were forwarded."""
+    error = _error(refusal)
+    if dialect is Dialect.MESSAGES:
+        body: dict[str, Any] = {"type": "error", "error": error | {"type": "api_error"}}
+        return b"event: error\ndata: %b\n\n" % orjson.dumps(body)
+    if dialect is Dialect.RESPONSES:
+        body = {"type": "error", "code": error["code"], "message": error["message"], "param": None, "error": error}
+        return b"event: error\ndata: %b\n\n" % orjson.dumps(body)
+    return b"data: %b\n\n" % orjson.dumps({"error": error})
+
+
+def engine_status(error: dict[str, Any]) -> int:
+    """Return the status an engine's in-band error stands for; vLLM writes it in `code`."""
+    code = error.get("code")
+    return code if isinstance(code, int) and not isinstance(code, bool) and 400 <= code <= 599 else 500
+
+
+def _error(refusal: Refusal) -> dict[str, Any]:
+    return {
+        "message": refusal.message,
+        "type": refusal.kind,
+        "param": refusal.param,
+        "code": str(refusal.code),
+    }
+
+
+def _anthropic_type(status: int) -> str:
+    return {
+        404: "not_found_error",
+        413: "request_too_large",
+        429: "rate_limit_error",
+        503: "overloaded_error",
+    }.get(status, "invalid_request_error" if status < 500 else "api_error")

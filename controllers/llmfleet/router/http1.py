@@ -1,0 +1,413 @@
+"""HTTP/1.1 framing on both sides of the router, on llhttp in its strict mode.
+
+In: bytes as they come off a connection. Out: one request (method, target, head, body) or one answer (status, head,
+body pieces), and the bytes of heads that go out. Framing is never guessed: what llhttp or the rules here doubt is
+`BadMessage`. It never waits, reads a clock or owns a socket.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import httptools
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"
+
+PHRASES: Final = {
+    200: b"OK",
+    400: b"Bad Request",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    413: b"Content Too Large",
+    414: b"URI Too Long",
+    417: b"Expectation Failed",
+    429: b"Too Many Requests",
+    431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error",
+    502: b"Bad Gateway",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+    529: b"Site Is Overloaded",
+}
+
+# llhttp has accepted the head before any of these reads it, so a field is exactly CR LF name colon value.
+_HOST: Final = re.compile(rb"\r\nhost:", re.IGNORECASE)
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
+_CODING: Final = re.compile(rb"\r\ntransfer-encoding:[ \t]*([^\r]*)", re.IGNORECASE)
+_EXPECT: Final = re.compile(rb"\r\nexpect:[ \t]*([^\r]*)", re.IGNORECASE)
+_UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r]*", re.IGNORECASE)
+_CONNECTION: Final = re.compile(rb"\r\nconnection:([^\r]*)", re.IGNORECASE)
+_EVENTS: Final = re.compile(rb"\r\ncontent-type:[ \t]*text/event-stream", re.IGNORECASE)
+_HOP: Final = re.compile(
+    rb"\r\n(?:connection|keep-alive|proxy-[a-z-]+|te|trailer|transfer-encoding|upgrade|x-request-id):[^\r]*",
+    re.IGNORECASE,
+)
+_LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[^\r]*", re.IGNORECASE)
+
+
+class BadMessage(Exception):
+    """Bytes that must not be acted on; `status` is what a client is told."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _Surplus(Exception):
+    """Raised inside the parser when a second message begins: it stops there."""
+
+
+class RequestReader:
+    """Reads one request after another from one client connection."""
+
+    __slots__ = (
+        "_at_head",
+        "_max_body",
+        "_max_head",
+        "_max_headers",
+        "_parser",
+        "_raw",
+        "body",
+        "complete",
+        "expects_continue",
+        "head",
+        "keep_alive",
+        "length",
+        "method",
+        "on_body",
+        "surplus",
+        "target",
+        "version",
+        "wire",
+    )
+
+    def __init__(self, *, max_head: int, max_headers: int, max_body: int) -> None:
+        self._max_head, self._max_headers, self._max_body = max_head, max_headers, max_body
+        self._start()
+
+    def _start(self) -> None:
+        # A fresh parser when one is needed again: after an upgrade request llhttp reads nothing more.
+        self.body: list[bytes] = []
+        self.on_body = self.body.append  # called by the parser without a Python frame
+        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._raw = b""
+        self._at_head = False
+        self.head = b""
+        self.method = b""
+        self.target = b""
+        self.version = b""
+        self.length = -1
+        self.wire = 0
+        self.complete = False
+        self.keep_alive = False
+        self.surplus = False
+        self.expects_continue = False
+
+    def next(self) -> None:
+        """Forget the request that was read; the next one starts with the next byte."""
+        self.body.clear()
+        self._clear()
+
+    def close(self) -> None:
+        """Break the reference cycle with the parser."""
+        self._parser = None
+
+    @property
+    def started(self) -> bool:
+        """Whether a byte of a request has arrived."""
+        return bool(self._raw) or bool(self.head)
+
+    def take_body(self) -> bytes:
+        """Hand over the whole body."""
+        body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
+        self.body.clear()
+        return body
+
+    def feed(self, data: bytes) -> None:
+        """Read more; afterwards `complete` says whether the request is whole, `head` whether its head is."""
+        if not self.head:
+            self._raw = self._raw + data if self._raw else data.lstrip(b"\r\n")
+        self.wire += len(data)
+        self._parse(data)
+        if not self.head:
+            if self._at_head:
+                self._take_head()
+            elif len(self._raw) > self._max_head:
+                raise self._too_long()
+        if self.head and not self.complete:
+            self._check_growth()
+
+    def _parse(self, data: bytes) -> None:
+        parser = self._parser
+        if parser is None:
+            raise BadMessage("the connection is closed")
+        try:
+            parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._without_upgrade()
+        except httptools.HttpParserCallbackError:
+            if not self.surplus:
+                raise BadMessage("malformed request") from None
+        except httptools.HttpParserError as error:
+            if not self.complete:
+                raise BadMessage(f"malformed request: {error}") from None
+            self.surplus = True
+
+    def _without_upgrade(self) -> None:
+        """Read the request again as if it had not asked to upgrade: llhttp would take its body for another protocol."""
+        head, end, rest = self._raw.partition(b"\r\n\r\n")
+        if not end or head.startswith(b"CONNECT "):
+            raise BadMessage("malformed request")
+        plain = _UPGRADE.sub(b"", head)
+        if plain == head:
+            raise BadMessage("malformed request")
+        data = plain + end + rest
+        self._start()
+        self._raw, self.wire = data, len(data)
+        self._parse(data)
+
+    def _too_long(self) -> BadMessage:
+        line = self._raw.find(b"\r\n")
+        if line < 0 or line > self._max_head // 2:
+            return BadMessage("the request line is too long", 414)
+        return BadMessage(f"the request head is longer than {self._max_head} bytes", 431)
+
+    def _take_head(self) -> None:
+        raw = self._raw
+        end = raw.find(b"\r\n\r\n")
+        self.head = head = raw[: end + 2]
+        self._raw = b""
+        if end > self._max_head:
+            self._raw = raw
+            raise self._too_long()
+        if head.count(b"\r\n") > self._max_headers + 1:
+            raise BadMessage(f"more than {self._max_headers} header fields", 431)
+        self.wire -= end + 4
+        line = head[: head.find(b"\r\n")].split(b" ")
+        if len(line) != 3:
+            raise BadMessage("malformed request line")
+        self.method, self.target, self.version = line
+        self._check_head(head)
+
+    def _check_head(self, head: bytes) -> None:
+        hosts = len(_HOST.findall(head))
+        if hosts > 1 or (hosts == 0 and self.version != b"HTTP/1.0"):
+            raise BadMessage("exactly one Host header is needed")
+        if not self.target.startswith(b"/"):
+            raise BadMessage("the request target is not a path")
+        found = _LENGTH.search(head)
+        if found is not None:
+            self.length = int(found[1])
+            if self.length > self._max_body:
+                raise self._too_large()
+        elif (coding := _CODING.search(head)) is not None:
+            if coding[1].strip().lower() != b"chunked" or self.version == b"HTTP/1.0":
+                raise BadMessage("the only transfer coding taken is chunked, in HTTP/1.1")
+        if (expect := _EXPECT.search(head)) is not None and self.version != b"HTTP/1.0":
+            if expect[1].strip().lower() != b"100-continue":
+                raise BadMessage("the only expectation met is 100-continue", 417)
+            self.expects_continue = not self.complete
+
+    def _check_growth(self) -> None:
+        """Bound a body without an announced length, and what its framing may cost beside it."""
+        if self.length >= 0:
+            return
+        size = sum(map(len, self.body))
+        if size > self._max_body:
+            raise self._too_large()
+        if self.wire > 8 * size + self._max_head:
+            raise BadMessage("the chunks carry more framing than content")
+
+    def _too_large(self) -> BadMessage:
+        return BadMessage(f"the body is larger than {self._max_body} bytes", 413)
+
+    # ---- called by the parser ----
+    def on_message_begin(self) -> None:
+        if self.complete:
+            self.surplus = True
+            raise _Surplus
+
+    def on_headers_complete(self) -> None:
+        self._at_head = True
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+        # Only here: the flags are cleared as soon as the parser has left the message.
+        self.keep_alive = self._parser is not None and self._parser.should_keep_alive()
+
+
+class ResponseReader:
+    """Reads one answer after another from one engine connection; interim (1xx) answers are dropped."""
+
+    __slots__ = (
+        "_max_head",
+        "_parser",
+        "_raw",
+        "body",
+        "complete",
+        "head",
+        "headed",
+        "keep_alive",
+        "on_body",
+        "status",
+        "surplus",
+    )
+
+    def __init__(self, *, max_head: int = 1 << 17) -> None:
+        self._max_head = max_head
+        self.body: list[bytes] = []
+        self.on_body = self.body.append
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self.next()
+
+    def next(self) -> None:
+        """Forget the answer that was read."""
+        self._raw = b""
+        self.head = b""
+        self.headed = False
+        self.status = 0
+        self.complete = False
+        self.keep_alive = False
+        self.surplus = False
+        self.body.clear()
+
+    def close(self) -> None:
+        """Break the reference cycle with the parser."""
+        self._parser = None
+
+    def feed(self, data: bytes) -> None:
+        """Read more; `head` is set once the final head is whole, `body` holds the new pieces."""
+        parser = self._parser
+        if parser is None:
+            raise BadMessage("the connection is closed")
+        if not self.head:
+            self._raw = self._raw + data if self._raw else data
+        try:
+            parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if not self.complete:
+                raise BadMessage(f"malformed answer: {error}", 502) from None
+            self.surplus = True
+        if not self.head:
+            self._take_head()
+
+    def take_body(self) -> bytes:
+        """Hand over the body bytes read since the last call."""
+        body = self.body
+        if not body:
+            return b""
+        data = body[0] if len(body) == 1 else b"".join(body)
+        body.clear()
+        return data
+
+    def _take_head(self) -> None:
+        if not self.headed:
+            if len(self._raw) > self._max_head:
+                raise BadMessage("the answer's head is too long", 502)
+            return
+        raw = self._raw
+        while raw.startswith((b"HTTP/1.1 1", b"HTTP/1.0 1")):
+            raw = raw[raw.find(b"\r\n\r\n") + 4 :]
+        self.head = raw[: raw.find(b"\r\n\r\n") + 2]
+        self._raw = b""
+
+    # ---- called by the parser ----
+    def on_message_begin(self) -> None:
+        if self.complete:
+            self.surplus = True
+            raise _Surplus
+
+    def on_headers_complete(self) -> None:
+        parser = self._parser
+        self.status = parser.get_status_code() if parser is not None else 0
+        self.headed = self.status >= 200
+
+    def on_message_complete(self) -> None:
+        if self.headed:
+            self.complete = True
+            self.keep_alive = self._parser is not None and self._parser.should_keep_alive()
+
+
+def is_event_stream(head: bytes) -> bool:
+    """Whether an answer's head announces server-sent events."""
+    return _EVENTS.search(head) is not None
+
+
+def announced_length(head: bytes) -> int:
+    """Return the content length a head announces, or -1."""
+    found = _LENGTH.search(head)
+    return int(found[1]) if found is not None else -1
+
+
+def forwardable(names: tuple[str, ...]) -> re.Pattern[bytes]:
+    """Build the pattern that finds the header fields of these names in a head."""
+    return re.compile(rb"\r\n(?:" + b"|".join(re.escape(n.encode()) for n in names) + rb"):[^\r]*", re.IGNORECASE)
+
+
+def request_head(*, path: bytes, host: bytes, fields: bytes, request_id: bytes, length: int) -> bytes:
+    """Write the head an engine gets: the client's is never forwarded, only the fields allowed from it."""
+    return b"POST %b HTTP/1.1\r\nhost: %b%b\r\nx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
+        path,
+        host,
+        fields,
+        request_id,
+        length,
+    )
+
+
+def answer_head(head: bytes, *, request_id: bytes, framing: bytes | None, keep_alive: bool) -> bytes:
+    """Turn an engine's head into the client's: without hop-by-hop fields, with our id and our framing.
+
+    `framing` None keeps the engine's content-length; anything else, even empty, replaces it.
+    """
+    named = _CONNECTION.search(head)
+    if named is not None:
+        head = _without_named(head, named[1])
+    if _HOP.search(head) is not None:
+        head = _HOP.sub(b"", head)
+    if framing is not None:
+        head = _LENGTH_FIELD.sub(b"", head)
+    start = head.find(b"\r\n")
+    version_free = head[8:start]
+    return b"HTTP/1.1%b\r\nx-request-id: %b%b%b%b\r\n" % (
+        version_free,
+        request_id,
+        b"" if keep_alive else b"\r\nconnection: close",
+        framing or b"",
+        head[start:],
+    )
+
+
+def _without_named(head: bytes, names: bytes) -> bytes:
+    """Drop the fields that the Connection header names as hop-by-hop."""
+    for name in names.split(b","):
+        token = name.strip()
+        if token and token.lower() not in (b"close", b"keep-alive"):
+            head = re.sub(rb"\r\n" + re.escape(token) + rb":[^\r]*", b"", head, flags=re.IGNORECASE)
+    return head
+
+
+def reply(
+    status: int, body: bytes, *, request_id: bytes, keep_alive: bool, extra: bytes = b"", with_body: bool = True
+) -> bytes:
+    """Write a whole answer of the router's own; `extra` is further header lines, each ended by CR LF."""
+    return b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\nx-request-id: %b\r\n%b%bcontent-length: %d\r\n\r\n%b" % (
+        status,
+        PHRASES[status],
+        request_id,
+        b"" if keep_alive else b"connection: close\r\n",
+        extra,
+        len(body),
+        body if with_body else b"",
+    )
+
+
+def chunk(payload: bytes) -> bytes:
+    """Frame bytes as one chunk."""
+    return b"%x\r\n%b\r\n" % (len(payload), payload)

@@ -1,0 +1,188 @@
+"""Choose an engine: hard slots, best tier, least loaded, fair turns among equals.
+
+In: candidates with their load. Out: one of them, or None when every slot is taken. A `Backend` is one engine and is
+shared by all models it serves, so its slots are exact; it outlives the documents that name it until its last request
+is over. It never waits, opens a connection or reads a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from llmfleet.api.document import Document, Endpoint, ModelState, Role, State
+
+
+class Backend:
+    """One engine as this process sees it; `in_flight` is counted from the choice, before any connection."""
+
+    __slots__ = (
+        "address",
+        "host",
+        "idle",
+        "in_flight",
+        "instance",
+        "listed",
+        "picks",
+        "pod_uid",
+        "port",
+        "role",
+        "slots",
+    )
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.pod_uid = endpoint.pod_uid
+        self.address = endpoint.address
+        host, _, port = endpoint.address.rpartition(":")
+        self.host = host.strip("[]")
+        self.port = int(port)
+        self.in_flight = 0
+        self.picks = 0
+        self.idle: list[Any] = []  # kept connections, the most recent last; the relay owns what is in it
+        self.update(endpoint)
+
+    def update(self, endpoint: Endpoint) -> None:
+        """Take over what a new document says of the same engine."""
+        self.instance = endpoint.instance
+        self.role = endpoint.role
+        self.slots = endpoint.slots
+        self.listed = True
+
+
+class Candidate:
+    """A backend in the light of one model."""
+
+    __slots__ = ("backend", "draining", "tier", "turn", "weight")
+
+    def __init__(self, backend: Backend, endpoint: Endpoint, turn: float) -> None:
+        self.backend = backend
+        self.tier = endpoint.tier
+        self.weight = endpoint.weight
+        self.draining = endpoint.state is State.DRAINING
+        self.turn = turn
+
+
+class ModelPool:
+    """The candidates of one model and the clock of their turns."""
+
+    __slots__ = ("candidates", "clock", "name", "state")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.state = ModelState.SERVING
+        self.candidates: list[Candidate] = []
+        self.clock = 0.0
+
+    def eligible(self) -> bool:
+        """Whether any engine takes new requests at all, free or not."""
+        return any(not c.draining and c.weight for c in self.candidates)
+
+
+def pick(pool: ModelPool, avoid: Backend | None = None) -> Backend | None:
+    """Return the engine for the next request and count its turn, or None when no slot is free.
+
+    Lowest tier first, then least in-flight per weight, then whose turn it is. Turns advance by 1/weight, so idle
+    engines are used in proportion to their weights; one that was away does not catch up.
+    """
+    best: Candidate | None = None
+    best_tier, best_load, best_turn = 0, 0.0, 0.0
+    clock = pool.clock
+    for candidate in pool.candidates:
+        backend = candidate.backend
+        if candidate.draining or backend is avoid or backend.in_flight >= backend.slots or not candidate.weight:
+            continue
+        load = backend.in_flight / candidate.weight
+        turn = candidate.turn if candidate.turn > clock else clock
+        if best is None or (candidate.tier, load, turn) < (best_tier, best_load, best_turn):
+            best, best_tier, best_load, best_turn = candidate, candidate.tier, load, turn
+    if best is None:
+        return None
+    pool.clock = best_turn
+    best.turn = best_turn + 1.0 / best.weight
+    best.backend.picks += 1
+    return best.backend
+
+
+class Fleet:
+    """Every model of the current document and every engine that still has work."""
+
+    __slots__ = ("backends", "generation", "models")
+
+    def __init__(self) -> None:
+        self.models: dict[str, ModelPool] = {}
+        self.backends: dict[tuple[str, str], Backend] = {}
+        self.generation = 0
+
+    def apply(self, document: Document) -> list[Backend]:
+        """Adopt a document; returns the engines it no longer names. In-flight counts survive."""
+        before = dict(self.backends)
+        for backend in before.values():
+            backend.listed = False
+        self.models = {name: self._pool(name, document) for name in document.models}
+        self.generation = document.generation
+        gone = [backend for backend in before.values() if not backend.listed]
+        self.forget_idle()
+        return gone
+
+    def forget_idle(self) -> None:
+        """Drop engines that left the document and have no request left."""
+        self.backends = {key: b for key, b in self.backends.items() if b.listed or b.in_flight}
+
+    def _pool(self, name: str, document: Document) -> ModelPool:
+        model = document.models[name]
+        pool = self.models.get(name) or ModelPool(name)
+        turns = {(c.backend.pod_uid, c.backend.address): c.turn for c in pool.candidates}
+        pool.state = model.state
+        pool.candidates = [
+            Candidate(self._backend(e), e, turns.get((e.pod_uid, e.address), pool.clock))
+            for e in model.endpoints
+            # A prefill or decode engine cannot serve a request alone.
+            if e.role is Role.BOTH
+        ]
+        return pool
+
+    def _backend(self, endpoint: Endpoint) -> Backend:
+        key = (endpoint.pod_uid, endpoint.address)
+        backend = self.backends.get(key)
+        if backend is None:
+            backend = self.backends[key] = Backend(endpoint)
+        else:
+            backend.update(endpoint)
+        return backend
+
+
+def view(fleet: Fleet) -> Mapping[str, Any]:
+    """Describe the fleet for `/fleet`: what this router sends where, right now."""
+    return {
+        "models": {name: _model_view(pool) for name, pool in fleet.models.items()},
+        "leaving": [_backend_view(b) for b in fleet.backends.values() if not b.listed],
+    }
+
+
+def _model_view(pool: ModelPool) -> dict[str, Any]:
+    engines = [(c, c.backend) for c in pool.candidates]
+    return {
+        "state": str(pool.state),
+        "inFlight": sum(b.in_flight for _, b in engines),
+        "slots": sum(b.slots for c, b in engines if not c.draining and c.weight),
+        "endpoints": [
+            _backend_view(b)
+            | {"tier": c.tier, "weight": c.weight, "state": str(State.DRAINING if c.draining else State.READY)}
+            for c, b in engines
+        ],
+    }
+
+
+def _backend_view(backend: Backend) -> dict[str, Any]:
+    return {
+        "instance": backend.instance,
+        "address": backend.address,
+        "podUID": backend.pod_uid,
+        "inFlight": backend.in_flight,
+        "slots": backend.slots,
+    }
+
+
+def busy(backends: Iterable[Backend]) -> int:
+    """Count requests in flight."""
+    return sum(backend.in_flight for backend in backends)

@@ -1,0 +1,331 @@
+"""The client side: one `Client` per connection, and the `Router` they all share.
+
+In: bytes of HTTP/1.1 requests. Out: local answers, refusals, or an `Exchange` that answers from an engine. Requests are
+read whole before an engine is chosen; one is served at a time, and bytes beyond it end the connection after its answer.
+It never holds a credential or speaks to the Kubernetes API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from enum import IntEnum
+from typing import Final, cast
+
+import orjson
+
+from llmfleet.router import errors, http1, policy
+from llmfleet.router.errors import Code, Refusal
+from llmfleet.router.limits import Settings
+from llmfleet.router.pick import Backend, Fleet, ModelPool
+from llmfleet.router.relay import Exchange
+from llmfleet.router.sse import Dialect
+from llmfleet.telemetry import RouterMetrics
+
+LINGER_SECONDS: Final = 2.0  # how long a refused client may go on sending before it is cut off
+
+
+class Phase(IntEnum):
+    """What a connection is doing."""
+
+    IDLE = 0
+    READING = 1  # a head
+    BODY = 2
+    BUSY = 3
+    LINGERING = 4
+
+
+class Router:
+    """What all connections of a process share."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings, metrics: RouterMetrics) -> None:
+        self.loop = loop
+        self.settings = settings
+        self.metrics = metrics
+        self.fleet = Fleet()
+        self.loaded = False  # a valid document was adopted
+        self.loaded_at = 0.0  # by the wall clock: shown to clients as the models' creation time
+        self.draining = False
+        self.max_connections = 1
+        self.clients: set[Client] = set()
+        self.fields = http1.forwardable(settings.forward_headers)
+        # Unique over processes and restarts; engines derive their own ids from it.
+        prefix = b"req-" + secrets.token_hex(8).encode()
+        self._ids = (b"%b%08x" % (prefix, number) for number in itertools.count())
+
+    def next_id(self) -> bytes:
+        """Return a new request id."""
+        return next(self._ids)
+
+    def released(self, pool: ModelPool, backend: Backend) -> None:
+        """A slot became free; requests held for one would be started here."""
+        if not backend.listed and not backend.in_flight:
+            self.fleet.forget_idle()
+
+    def pool(self, model: str) -> ModelPool:
+        """Return the pool of a served model."""
+        if not self.loaded:
+            raise errors.overloaded(Code.NOT_READY, "the router has not read a backends document yet")
+        pool = self.fleet.models.get(model)
+        if pool is None:
+            raise policy.unknown_model(model)
+        return pool
+
+    def busy(self) -> int:
+        """Count connections with a request being read or answered."""
+        return sum(client.phase is not Phase.IDLE for client in self.clients)
+
+    def close_idle(self) -> None:
+        """Close connections that wait for a next request."""
+        for client in list(self.clients):
+            if client.phase is Phase.IDLE:
+                client.transport.close()
+
+    def sweep(self, now: float) -> None:
+        """Enforce every timeout; called a few times a second."""
+        for client in list(self.clients):
+            client.check(now)
+        max_idle = self.settings.timeouts.upstream_idle_seconds
+        for backend in self.fleet.backends.values():
+            while backend.idle and now - backend.idle[0].idle_since >= max_idle:
+                backend.idle.pop(0).transport.abort()
+
+
+class Client(asyncio.Protocol):
+    """One client connection."""
+
+    __slots__ = (
+        "_blocked_since",
+        "_deadline",
+        "_exchange",
+        "_ignored",
+        "_reader",
+        "_router",
+        "blocked",
+        "phase",
+        "transport",
+    )
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        limits = router.settings.limits
+        self._reader = http1.RequestReader(
+            max_head=limits.max_header_bytes, max_headers=limits.max_headers, max_body=limits.max_body_bytes
+        )
+        self._exchange: Exchange | None = None
+        self.phase = Phase.IDLE
+        self.blocked = False
+        self._blocked_since = 0.0
+        self._ignored = 0  # bytes sent beyond the request being answered
+        self._deadline = 0.0
+
+    # ---- the connection ----
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        router = self._router
+        router.clients.add(self)
+        self._deadline = router.loop.time() + router.settings.timeouts.idle_seconds
+        if len(router.clients) > router.max_connections:
+            router.metrics.connections_refused += 1
+            message = "the router has as many connections as it may have"
+            self._refuse(errors.overloaded(Code.OVERLOADED, message), keep_alive=False)
+
+    def data_received(self, data: bytes) -> None:
+        phase = self.phase
+        if phase >= Phase.BUSY:
+            self._beyond(len(data))
+            return
+        reader = self._reader
+        try:
+            reader.feed(data)
+        except http1.BadMessage as error:
+            self._refuse(_bad_message(error), keep_alive=False)
+            return
+        if reader.complete:
+            self._ignored = 1 if reader.surplus else 0
+            self.phase = Phase.BUSY
+            self._request()
+        elif reader.head:
+            if phase is not Phase.BODY:
+                self._read_on()
+        elif phase is Phase.IDLE and reader.started:
+            self._enter(Phase.READING, self._router.settings.timeouts.header_seconds)
+
+    def _enter(self, phase: Phase, seconds: float) -> None:
+        self.phase = phase
+        self._deadline = self._router.loop.time() + seconds
+
+    def _read_on(self) -> None:
+        """The head is there, the body not yet: refuse early what no body can make right."""
+        reader = self._reader
+        refusal = _not_allowed(reader.method, policy.path_of(reader.target))
+        if refusal is not None:
+            self._refuse(refusal, keep_alive=False)
+            return
+        if reader.expects_continue:
+            reader.expects_continue = False
+            self.transport.write(http1.CONTINUE)
+        self._enter(Phase.BODY, self._router.settings.timeouts.body_seconds)
+
+    def _beyond(self, size: int) -> None:
+        """Bytes beyond the current request: it is answered, then the connection closes."""
+        self._ignored += size
+        if self._ignored > self._router.settings.limits.max_pipelined_bytes and self.phase is Phase.BUSY:
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._router.clients.discard(self)
+        self._reader.close()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.cancel()
+
+    # ---- requests ----
+
+    def _request(self) -> None:
+        """A whole request was read: answer it here or hand it to an exchange."""
+        reader = self._reader
+        path = policy.path_of(reader.target)
+        refusal = _not_allowed(reader.method, path)
+        if refusal is not None:
+            self._refuse(refusal, keep_alive=self._may_stay())
+            return
+        route = policy.ENGINE_ROUTES.get(path)
+        if route is None:
+            self._answer_local(path)
+            return
+        try:
+            admitted = policy.admit(route, reader.take_body())
+            pool = self._router.pool(admitted.model)
+        except Refusal as error:
+            self._refuse(error, keep_alive=self._may_stay(), dialect=route.dialect)
+            return
+        self._exchange = exchange = Exchange(
+            router=self._router,
+            client=self,
+            route=route,
+            admitted=admitted,
+            pool=pool,
+            stats=self._router.metrics.model(pool.name),
+            request_id=self._router.next_id(),
+            fields=b"".join(self._router.fields.findall(reader.head)),
+            keep_alive=self._may_stay(),
+            version_10=reader.version == b"HTTP/1.0",
+            now=self._router.loop.time(),
+        )
+        exchange.start()
+
+    def _may_stay(self) -> bool:
+        return self._reader.keep_alive and not self._ignored and not self._router.draining
+
+    def _answer_local(self, path: bytes) -> None:
+        router = self._router
+        if path == b"/healthz":
+            self._answer(200, b'{"status":"ok"}')
+        elif path == b"/readyz":
+            state = "draining" if router.draining else "ready" if router.loaded else "no backends document"
+            self._answer(200 if state == "ready" else 503, orjson.dumps({"status": state}))
+        else:
+            self._answer_models(path)
+
+    def _answer_models(self, path: bytes) -> None:
+        router = self._router
+        if not router.loaded:
+            message = "the router has not read a backends document yet"
+            self._refuse(errors.overloaded(Code.NOT_READY, message), keep_alive=self._may_stay())
+        elif path == b"/v1/models":
+            self._answer(200, policy.models_answer(sorted(router.fleet.models), int(router.loaded_at)))
+        elif (name := policy.model_id(path)) in router.fleet.models:
+            self._answer(200, policy.model_answer(name, int(router.loaded_at)))
+        else:
+            self._refuse(policy.unknown_model(name), keep_alive=self._may_stay())
+
+    # ---- answers ----
+
+    def answered(self, keep_alive: bool) -> None:
+        """An answer is out: read the next request, or close once it is flushed."""
+        self._exchange = None
+        if not keep_alive or self._ignored or self.transport.is_closing():
+            self._finish()
+            return
+        self._reader.next()
+        self._enter(Phase.IDLE, self._router.settings.timeouts.idle_seconds)
+
+    def _finish(self) -> None:
+        """Close; a client that is still sending is drained for a moment, as a reset could destroy the answer."""
+        if self._reader.complete and not self._ignored:
+            self.transport.close()
+            return
+        self._enter(Phase.LINGERING, LINGER_SECONDS)
+        if self.transport.can_write_eof() and not self.transport.is_closing():
+            self.transport.write_eof()
+
+    def _answer(self, status: int, body: bytes, extra: bytes = b"") -> None:
+        keep_alive = self._may_stay()
+        self.transport.write(
+            http1.reply(status, body, request_id=self._router.next_id(), keep_alive=keep_alive, extra=extra)
+        )
+        self.answered(keep_alive)
+
+    def _refuse(self, refusal: Refusal, *, keep_alive: bool, dialect: Dialect = Dialect.PLAIN) -> None:
+        stats = self._router.metrics.model("")
+        stats.refusals[refusal.code] += 1
+        status, extra, body = errors.render(refusal, dialect)
+        stats.requests[(status, "refused")] += 1
+        if refusal.code is Code.METHOD_NOT_ALLOWED:
+            extra += b"allow: %b\r\n" % (policy.allowed_method(policy.path_of(self._reader.target)) or b"")
+        with_body = self._reader.method != b"HEAD"
+        self.transport.write(
+            http1.reply(
+                status,
+                body,
+                request_id=self._router.next_id(),
+                keep_alive=keep_alive,
+                extra=extra,
+                with_body=with_body,
+            )
+        )
+        self.answered(keep_alive)
+
+    # ---- flow control and time ----
+
+    def pause_writing(self) -> None:
+        self.blocked = True
+        self._blocked_since = self._router.loop.time()
+        if self._exchange is not None:
+            self._exchange.pause()
+
+    def resume_writing(self) -> None:
+        self.blocked = False
+        if self._exchange is not None:
+            self._exchange.resume()
+
+    def check(self, now: float) -> None:
+        """Close what takes too long. A slow client is closed without a word: 408 would be retried by SDKs."""
+        if self.blocked and now - self._blocked_since > self._router.settings.timeouts.client_stall_seconds:
+            self.transport.abort()
+        elif self._exchange is not None:
+            self._exchange.check(now)
+        elif self.phase is not Phase.BUSY and now > self._deadline:
+            if self.phase is Phase.IDLE:
+                self.transport.close()
+            else:
+                self.transport.abort()
+
+
+def _not_allowed(method: bytes, path: bytes) -> Refusal | None:
+    """Refuse what is not on the list: paths by 404, methods by 405."""
+    allowed = policy.allowed_method(path)
+    if allowed is None:
+        return Refusal(status=404, code=Code.NOT_FOUND, message="this path is not served here")
+    if method != allowed:
+        message = f"this path takes {allowed.decode()} only"
+        return Refusal(status=405, code=Code.METHOD_NOT_ALLOWED, message=message)
+    return None
+
+
+def _bad_message(error: http1.BadMessage) -> Refusal:
+    code = Code.REQUEST_TOO_LARGE if error.status in (413, 414, 431) else Code.INVALID_REQUEST
+    return Refusal(status=error.status, code=code, message=str(error))

@@ -1,0 +1,268 @@
+"""Follow a stream of server-sent events far enough to know how it ended.
+
+In: the payload of an engine's answer, in whatever pieces it arrives. Out: the same bytes, cut only at the end of
+events, and what they say: the first event, the first token, an error, the terminal marker of the route. A clean end
+without that marker is a truncated answer, which both official SDKs would take for success. Events are searched as
+bytes and parsed only when one of them may matter. It never alters an event, reads a clock or waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from typing import Any, Final
+
+import orjson
+
+BAD_FINISHES: Final = frozenset({"abort", "error"})
+
+
+class Dialect(StrEnum):
+    """What the terminal marker of a route looks like."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    PLAIN = "plain"
+
+
+class EventTooLong(Exception):
+    """An event longer than the limit: it can be neither held nor cut."""
+
+
+class Scanner:
+    """Follows one stream. Call `feed` with payload, `flush` at its end, and look at the attributes in between."""
+
+    __slots__ = (
+        "_expected",
+        "_finished",
+        "_judge",
+        "_max_event",
+        "_may_matter",
+        "_tail",
+        "_tail_size",
+        "broken",
+        "error",
+        "failed",
+        "started",
+        "terminal",
+        "token_seen",
+    )
+
+    def __init__(self, dialect: Dialect, *, expected: int = 1, max_event: int = 1 << 24) -> None:
+        self._judge, self._may_matter = _RULES[dialect]
+        self._expected = expected  # choices that must each have a finish reason
+        self._finished: set[int] = set()
+        self._max_event = max_event
+        self._tail: list[bytes] = []  # an event whose end has not come yet
+        self._tail_size = 0
+        self.started = False  # an event with data was seen
+        self.token_seen = False  # the first delta that is not empty was seen
+        self.terminal = dialect is Dialect.PLAIN  # the route's marker was seen: the answer is whole
+        self.failed = False  # the engine reported a failure inside the stream
+        self.broken = False  # the engine said it was done without having finished every choice
+        self.error: dict[str, Any] | None = None  # the first error object
+
+    def feed(self, payload: bytes) -> bytes:
+        """Return the bytes that may be forwarded now: whole events only, none after a broken end."""
+        block = payload if not self._tail and payload.endswith(b"\n\n") else self._cut(payload)
+        if not block or self.broken:
+            return b""
+        if not self.token_seen or self._may_matter(block):
+            return self._inspect(block)
+        return block
+
+    def flush(self) -> bytes:
+        """Return what is left at a clean end of the answer: an event that lacks only its blank line counts."""
+        rest = b"".join(self._tail)
+        self._tail, self._tail_size = [], 0
+        if not rest.strip() or self.broken:
+            return b""
+        end = b"\n" if rest.endswith(b"\n") else b"\n\n"
+        return self._inspect(rest + end)
+
+    def _cut(self, payload: bytes) -> bytes:
+        """Join the held tail with the payload and hold back what follows the last whole event."""
+        tail = self._tail
+        # A blank line may be split over two pieces: look at the last bytes of the held ones too.
+        before = b"".join(tail[-3:])[-2:] if tail else b""
+        window = before + payload
+        end = max(window.rfind(b"\n\n") + 2, window.rfind(b"\n\r\n") + 3)
+        if end <= 2:
+            tail.append(payload)
+            self._tail_size += len(payload)
+            if self._tail_size > self._max_event:
+                raise EventTooLong
+            return b""
+        end -= len(before)
+        block = b"".join(tail) + payload[:end]
+        rest = payload[end:]
+        self._tail = [rest] if rest else []
+        self._tail_size = len(rest)
+        if self._tail_size > self._max_event:
+            raise EventTooLong
+        return block
+
+    def _inspect(self, block: bytes) -> bytes:
+        """Read the events of a block one by one; stop before an end marker that comes too early."""
+        for start, end in _events(block):
+            event = block[start:end]
+            if self.token_seen and not self._may_matter(event):
+                continue
+            data = _data(event)
+            if data is None:
+                continue
+            if data.strip() == b"[DONE]":
+                self._done()
+                if self.broken:
+                    return block[:start]
+            else:
+                self._read(data)
+            self.started = True
+        return block
+
+    def _read(self, data: bytes) -> None:
+        try:
+            value = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            return
+        if not isinstance(value, dict):
+            return
+        error = value.get("error")
+        if error or value.get("type") == "error":
+            self.failed = True
+            if self.error is None:
+                self.error = error if isinstance(error, dict) else value
+        else:
+            self._judge(self, value)
+
+    def _done(self) -> None:
+        """`[DONE]` ends chat and completions; elsewhere it only follows the marker of the route."""
+        if self._judge in (_chat, _completions):
+            whole = self.failed or len(self._finished) >= self._expected
+            self.terminal, self.broken = whole, not whole
+
+
+def _events(block: bytes) -> Iterator[tuple[int, int]]:
+    """Yield start and end of each event; a blank line, LF or CR LF, ends one."""
+    start, carriage = 0, b"\r" in block
+    while start < len(block):
+        end = block.find(b"\n\n", start) + 2
+        if carriage:
+            other = block.find(b"\n\r\n", start) + 3
+            if other > 2 and (end < 2 or other < end):
+                end = other
+        if end < 2:
+            end = len(block)
+        yield start, end
+        start = end
+
+
+def _data(event: bytes) -> bytes | None:
+    """Return the data of an event, or None for a comment."""
+    body = event.strip(b"\r\n")
+    if body.startswith(b"data: ") and b"\n" not in body:
+        return body[6:]
+    lines = [line.removesuffix(b"\r") for line in body.split(b"\n")]
+    values = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")]
+    return b"\n".join(values) if values else None
+
+
+# ---- what each route's events mean ----
+
+
+def _finish(scanner: Scanner, choice: dict[str, Any]) -> None:
+    reason = choice.get("finish_reason")
+    if reason is None:
+        return
+    index = choice.get("index", 0)
+    scanner._finished.add(index if isinstance(index, int) else 0)
+    scanner.token_seen = True
+    if reason in BAD_FINISHES:
+        scanner.failed = True
+
+
+def _choices(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    choices = value.get("choices")
+    if isinstance(choices, list):
+        yield from (choice for choice in choices if isinstance(choice, dict))
+
+
+def _chat(scanner: Scanner, value: dict[str, Any]) -> None:
+    for choice in _choices(value):
+        _finish(scanner, choice)
+        delta = choice.get("delta")
+        if isinstance(delta, dict) and any(content for key, content in delta.items() if key != "role"):
+            scanner.token_seen = True
+
+
+def _completions(scanner: Scanner, value: dict[str, Any]) -> None:
+    for choice in _choices(value):
+        _finish(scanner, choice)
+        if choice.get("text"):
+            scanner.token_seen = True
+
+
+_RESPONSE_ENDS: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
+
+
+def _responses(scanner: Scanner, value: dict[str, Any]) -> None:
+    kind = value.get("type")
+    if kind in _RESPONSE_ENDS:
+        scanner.terminal = scanner.token_seen = True
+        scanner.failed |= kind == "response.failed"
+    elif isinstance(kind, str) and kind.endswith(".delta") and value.get("delta"):
+        scanner.token_seen = True
+
+
+def _messages(scanner: Scanner, value: dict[str, Any]) -> None:
+    kind = value.get("type")
+    if kind == "message_stop":
+        scanner.terminal = scanner.token_seen = True
+    elif kind == "content_block_delta":
+        delta = value.get("delta")
+        if isinstance(delta, dict) and any(content for key, content in delta.items() if key != "type"):
+            scanner.token_seen = True
+
+
+def _plain(scanner: Scanner, value: dict[str, Any]) -> None:
+    scanner.token_seen = True
+
+
+# ---- which bytes may hold such an event: never a miss, sometimes a needless look ----
+
+
+def _choice_bytes(block: bytes) -> bool:
+    return (
+        block.count(b'"finish_reason":null') != block.count(b'"finish_reason"')
+        or b'"error"' in block
+        or b"[DONE]" in block
+    )
+
+
+def _response_bytes(block: bytes) -> bool:
+    return (
+        b"response.completed" in block
+        or b'"error"' in block
+        or b"response.incomplete" in block
+        or b"response.failed" in block
+    )
+
+
+def _message_bytes(block: bytes) -> bool:
+    return b"message_stop" in block or b'"error"' in block
+
+
+def _plain_bytes(block: bytes) -> bool:
+    return b'"error"' in block
+
+
+_Judge = Callable[[Scanner, dict[str, Any]], None]
+_RULES: Final[dict[Dialect, tuple[_Judge, Callable[[bytes], bool]]]] = {
+    Dialect.CHAT: (_chat, _choice_bytes),
+    Dialect.COMPLETIONS: (_completions, _choice_bytes),
+    Dialect.RESPONSES: (_responses, _response_bytes),
+    Dialect.MESSAGES: (_messages, _message_bytes),
+    Dialect.PLAIN: (_plain, _plain_bytes),
+}
