@@ -1,0 +1,146 @@
+"""Judge what a router answered.
+
+In: statuses, bodies and server-sent lines as they came. Out: a Verdict with one sentence for each fact, or the one
+sentence that says what is wrong. It never connects, waits or prints.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+DONE: Final = "[DONE]"
+# A fleet that is still starting: not listed yet, or nobody ready to serve it.
+STARTING: Final = frozenset({404, 502, 503})
+MIN_CHUNKS: Final = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a check found; `later` means that the same check may pass once the fleet has started."""
+
+    passed: bool
+    facts: Sequence[str] = ()
+    problem: str = ""
+    later: bool = False
+
+
+def failed(problem: str, *, later: bool = False) -> Verdict:
+    """Say what is wrong."""
+    return Verdict(passed=False, problem=problem, later=later)
+
+
+def judge_models(status: int, body: str, model: str) -> Verdict:
+    """`GET /v1/models` must list the model."""
+    answer, problem = read_json(status, body)
+    if problem:
+        return problem
+    entries = answer.get("data")
+    names = [str(e.get("id")) for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+    if model not in names:
+        return failed(f"{model!r} is not among the models listed: {', '.join(names) or 'none'}", later=True)
+    return Verdict(passed=True, facts=(f"models listed: {', '.join(names)}",))
+
+
+def judge_chat(status: int, body: str) -> Verdict:
+    """A completion must have a choice with text or a finish reason, and count its tokens."""
+    answer, problem = read_json(status, body)
+    if problem:
+        return problem
+    choices = answer.get("choices")
+    if not isinstance(choices, list) or not choices:
+        return failed(f"the answer has no choices: {shorten(body)}")
+    choice = choices[0]
+    content = (choice.get("message") or {}).get("content")
+    if not content:
+        return failed(f"the first choice has no content: {shorten(body)}")
+    if not completion_tokens(answer):
+        return failed(f"usage counts no completion tokens: {shorten(body)}")
+    facts = (
+        f"answer: {shorten(str(content))}",
+        f"finish_reason: {choice.get('finish_reason')}, completion tokens: {completion_tokens(answer)}",
+    )
+    return Verdict(passed=True, facts=facts)
+
+
+def judge_stream(lines: Iterable[str]) -> Verdict:
+    """A stream must bring at least two chunks of text, its usage, and [DONE] last."""
+    events = [line.removeprefix("data:").strip() for line in lines if line.startswith("data:")]
+    if DONE not in events:
+        return failed(f"the stream ended after {len(events)} events without [DONE]: it was cut short")
+    if events[-1] != DONE:
+        return failed("events followed [DONE]")
+    try:
+        chunks = [json.loads(event) for event in events[:-1]]
+    except ValueError as error:
+        return failed(f"an event is not JSON: {error}")
+    if broken := next((chunk for chunk in chunks if "error" in chunk), None):
+        return failed(f"the stream carried an error: {shorten(json.dumps(broken['error']))}")
+    return judge_chunks(chunks)
+
+
+def judge_chunks(chunks: Sequence[Mapping[str, Any]]) -> Verdict:
+    """Count what the chunks brought."""
+    texts = [text for chunk in chunks for text in chunk_texts(chunk)]
+    if len(texts) < MIN_CHUNKS:
+        return failed(
+            f"only {len(texts)} chunks carried text, at least {MIN_CHUNKS} expected: was the answer buffered?"
+        )
+    tokens = max((completion_tokens(chunk) for chunk in chunks), default=0)
+    if not tokens:
+        return failed("no chunk carried the usage that was asked for")
+    facts = (
+        f"text in {len(texts)} chunks: {shorten(''.join(texts))}",
+        f"usage: {tokens} completion tokens",
+        "last: [DONE]",
+    )
+    return Verdict(passed=True, facts=facts)
+
+
+def chunk_texts(chunk: Mapping[str, Any]) -> list[str]:
+    """The pieces of text in one chunk."""
+    deltas = [choice.get("delta") or {} for choice in chunk.get("choices") or []]
+    return [str(delta["content"]) for delta in deltas if delta.get("content")]
+
+
+def completion_tokens(answer: Mapping[str, Any]) -> int:
+    """The answer's own count of what it generated; 0 when it says nothing."""
+    count = (answer.get("usage") or {}).get("completion_tokens")
+    return count if isinstance(count, int) else 0
+
+
+def judge_closed_port(port: int, client_port_open: bool, admin_port_open: bool) -> Verdict:
+    """The admin port must not answer where the client port does; without the second fact the first proves nothing."""
+    if not client_port_open:
+        return failed("the client port does not answer either, so this proves nothing", later=True)
+    if admin_port_open:
+        return failed(f"port {port} answers through the client Service: anybody could drain the router")
+    return Verdict(passed=True, facts=(f"port {port} does not answer through the client Service",))
+
+
+def judge_hidden_path(path: str, status: int) -> Verdict:
+    """An admin path must not exist on the client port."""
+    if status in STARTING - {404}:
+        return failed(f"GET {path} gave {status}: the router is still starting", later=True)
+    if status != 404:
+        return failed(f"GET {path} gave {status} on the client port, 404 expected: it belongs to the admin port only")
+    return Verdict(passed=True, facts=(f"GET {path} gives 404 on the client port",))
+
+
+def read_json(status: int, body: str) -> tuple[dict[str, Any], Verdict | None]:
+    """The answer's JSON object, or why there is none."""
+    if status != 200:
+        return {}, failed(f"status {status}: {shorten(body)}", later=status in STARTING)
+    try:
+        answer = json.loads(body)
+    except ValueError as error:
+        return {}, failed(f"the body is not JSON ({error}): {shorten(body)}")
+    return (answer, None) if isinstance(answer, dict) else ({}, failed(f"the body is no JSON object: {shorten(body)}"))
+
+
+def shorten(text: str, width: int = 300) -> str:
+    """One readable line."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else f"{line[: width - 3]}..."

@@ -1,0 +1,186 @@
+"""`llmfleet helm-test` against a router of ten lines that answers what each test tells it to."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from llmfleet.helmtest.main import command
+
+MODELS = json.dumps({"object": "list", "data": [{"id": "tiny"}, {"id": "sql"}]})
+CHAT = json.dumps(
+    {
+        "choices": [{"message": {"role": "assistant", "content": "Hello fleet"}, "finish_reason": "length"}],
+        "usage": {"completion_tokens": 2},
+    }
+)
+
+
+def chunk(text: str = "", **more: Any) -> str:
+    """One server-sent event of a chat stream."""
+    choices = [{"index": 0, "delta": {"content": text}}] if text else []
+    return f"data: {json.dumps({'choices': choices} | more, ensure_ascii=False)}\n\n"
+
+
+USAGE = chunk(usage={"completion_tokens": 2})
+DONE = "data: [DONE]\n\n"
+STREAM = chunk("Hello") + chunk(" fl\u2028\u00e9et") + USAGE + DONE
+
+Answer = tuple[int, str]
+Serve = Callable[[Mapping[str, list[Answer]]], str]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Start a router that gives each path's answers in turn, the last one for ever; everything else is 404."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(answers: Mapping[str, list[Answer]]) -> str:
+        class Router(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                queue = answers.get(self.path, [(404, "{}")])
+                status, body = queue.pop(0) if len(queue) > 1 else queue[0]
+                self.rfile.read(int(self.headers.get("content-length", 0)))
+                self.send_response(status)
+                self.send_header(
+                    "content-type", "text/event-stream" if body.startswith("data:") else "application/json"
+                )
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            do_POST = do_GET
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Say nothing."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Router)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(command, arguments)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_listed_model_passes(serve: Serve) -> None:
+    result = run("models", "--url", serve({"/v1/models": [(200, MODELS)]}), "--model", "tiny")
+    assert (result.exit_code, "models listed: tiny, sql" in result.output) == (0, True)
+
+
+def test_a_fleet_that_still_starts_is_waited_for(serve: Serve) -> None:
+    answers = {"/v1/models": [(503, "no backend"), (200, '{"data": []}'), (200, MODELS)]}
+    result = run("models", "--url", serve(answers), "--model", "tiny", "--patience", "30")
+    assert result.exit_code == 0
+    assert "wait  status 503: no backend" in result.output
+    assert "wait  'tiny' is not among the models listed: none" in result.output
+
+
+def test_a_chat_answer_passes(serve: Serve) -> None:
+    result = run("chat", "--url", serve({"/v1/chat/completions": [(200, CHAT)]}), "--model", "tiny")
+    assert (result.exit_code, "answer: Hello fleet" in result.output) == (0, True)
+
+
+def test_a_stream_passes_and_its_line_separators_stay_inside_their_event(serve: Serve) -> None:
+    result = run("stream", "--url", serve({"/v1/chat/completions": [(200, STREAM)]}), "--model", "tiny")
+    assert result.exit_code == 0, result.output
+    assert "text in 2 chunks: Hello fl \u00e9et" in result.output
+    assert "usage: 2 completion tokens" in result.output
+
+
+@pytest.mark.parametrize(
+    ("check", "path", "answer", "problem"),
+    [
+        ("models", "/v1/models", (200, '{"data": [{"id": "other"}]}'), "'tiny' is not among the models listed: other"),
+        ("models", "/v1/models", (200, '{"data": null}'), "'tiny' is not among the models listed: none"),
+        ("models", "/v1/models", (200, "<html>"), "the body is not JSON"),
+        ("models", "/v1/models", (200, "[]"), "the body is no JSON object"),
+        ("models", "/v1/models", (500, "boom"), "status 500: boom"),
+        ("chat", "/v1/chat/completions", (401, "who are you"), "status 401: who are you"),
+        ("chat", "/v1/chat/completions", (200, '{"choices": []}'), "the answer has no choices"),
+        ("chat", "/v1/chat/completions", (200, '{"choices": [{"message": {"content": ""}}]}'), "has no content"),
+        ("chat", "/v1/chat/completions", (200, '{"choices": [{"message": {"content": "a"}}]}'), "no completion tokens"),
+        ("stream", "/v1/chat/completions", (200, chunk("a") + chunk("b") + USAGE), "without [DONE]: it was cut short"),
+        ("stream", "/v1/chat/completions", (200, DONE + chunk("a")), "events followed [DONE]"),
+        ("stream", "/v1/chat/completions", (200, chunk("ab") + USAGE + DONE), "only 1 chunks carried text"),
+        ("stream", "/v1/chat/completions", (200, chunk("a") + chunk("b") + DONE), "no chunk carried the usage"),
+        (
+            "stream",
+            "/v1/chat/completions",
+            (200, chunk(error={"message": "dead"}) + DONE),
+            "the stream carried an error",
+        ),
+        ("stream", "/v1/chat/completions", (200, "data: {\n\n" + DONE), "an event is not JSON"),
+        ("stream", "/v1/chat/completions", (503, "no backend"), "status 503: no backend"),
+    ],
+)
+def test_a_broken_path_fails_and_says_why(serve: Serve, check: str, path: str, answer: Answer, problem: str) -> None:
+    result = run(check, "--url", serve({path: [answer]}), "--model", "tiny")
+    assert result.exit_code == 1
+    assert problem in result.output
+
+
+def test_a_wrong_answer_is_not_tried_again_however_patient_one_is(serve: Serve) -> None:
+    answers = {"/v1/chat/completions": [(200, '{"choices": []}'), (200, CHAT)]}
+    assert run("chat", "--url", serve(answers), "--model", "tiny", "--patience", "30").exit_code == 1
+
+
+def test_nobody_listening_is_a_finding_and_not_a_traceback() -> None:
+    result = run("chat", "--url", f"http://127.0.0.1:{free_port()}", "--model", "tiny")
+    assert (result.exit_code, "FAIL  no answer" in result.output) == (1, True)
+
+
+def test_a_closed_admin_port_passes(serve: Serve) -> None:
+    result = run("admin-closed", "--url", serve({}), "--admin-port", str(free_port()))
+    assert result.exit_code == 0, result.output
+    assert "GET /fleet gives 404 on the client port" in result.output
+
+
+def test_an_open_admin_port_fails(serve: Serve) -> None:
+    url = serve({})
+    result = run("admin-closed", "--url", url, "--admin-port", url.rpartition(":")[2])
+    assert (result.exit_code, "anybody could drain the router" in result.output) == (1, True)
+
+
+def test_a_closed_admin_port_proves_nothing_when_the_client_port_is_closed_too() -> None:
+    result = run("admin-closed", "--url", f"http://127.0.0.1:{free_port()}", "--admin-port", str(free_port()))
+    assert (result.exit_code, "proves nothing" in result.output) == (1, True)
+
+
+def test_an_admin_path_on_the_client_port_fails(serve: Serve) -> None:
+    result = run("admin-closed", "--url", serve({"/fleet": [(200, "{}")]}), "--admin-port", str(free_port()))
+    assert (result.exit_code, "GET /fleet gave 200 on the client port" in result.output) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["models", "--url", "router:8080", "--model", "tiny"], "write it as http://HOST:PORT"),
+        (["models", "--url", "http://router/v1", "--model", "tiny"], "write it as http://HOST:PORT"),
+        (["models", "--url", "http://router"], "Missing option '--model'"),
+        (["chat", "--url", "http://router", "--model", "tiny", "--timeout", "0"], "Invalid value for '--timeout'"),
+        (["chat", "--url", "http://router", "--model", "tiny", "--patience", "-1"], "Invalid value for '--patience'"),
+        (["admin-closed", "--url", "http://router", "--admin-port", "0"], "Invalid value for '--admin-port'"),
+    ],
+)
+def test_wrong_use_exits_2_and_says_what_to_write(arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert (result.exit_code, message in result.output) == (2, True), result.output
