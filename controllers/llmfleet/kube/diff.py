@@ -105,7 +105,7 @@ def is_subset(wanted: Any, actual: Any, field: str = "", parent: str = "") -> bo
         return True
     if isinstance(wanted, Mapping):
         return isinstance(actual, Mapping) and all(
-            is_subset(value, actual.get(key), key, field) for key, value in wanted.items() if key != "uid" or field
+            is_subset(value, actual.get(key), key, field) for key, value in wanted.items()
         )
     if isinstance(wanted, list | tuple):
         return isinstance(actual, list) and _list_is_subset(wanted, actual, field)
@@ -140,7 +140,7 @@ def _identity(item: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[Any, ...]
 
 
 def _same_scalar(wanted: Any, actual: Any, field: str, parent: str) -> bool:
-    if wanted == actual and type(wanted) is type(actual):
+    if wanted == actual and isinstance(wanted, bool) == isinstance(actual, bool):
         return True
     if field in _QUANTITY_FIELDS or parent in _QUANTITY_MAPS:
         left, right = quantity(wanted), quantity(actual)

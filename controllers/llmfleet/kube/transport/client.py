@@ -1,0 +1,275 @@
+"""HTTP to one apiserver: connections, credentials and time-outs.
+
+In: method, path, query, body. Out: bytes, or a stream of lines, or an exception of `kube.errors`. It never retries,
+except once with fresh credentials after a 401.
+
+Credentials come from the pod's projected token, read here in a few lines, or from a kubeconfig, read by the official
+client with all its ways to log in. The official client is imported only for a kubeconfig: in a pod it would cost
+21 MiB and 0.3 s for reading two files.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+from urllib.parse import urlencode
+
+import urllib3
+from urllib3.exceptions import HTTPError
+from urllib3.util import Timeout
+
+from llmfleet.kube.errors import Unavailable
+from llmfleet.kube.transport.answers import error_for
+from llmfleet.settings import InCluster, read_in_cluster
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS: Final = 5.0
+READ_SECONDS: Final = 30.0
+TOKEN_SECONDS: Final = 60.0
+CONNECTIONS: Final = 64
+# A peer that vanished without a word is noticed by the kernel after 15 + 3 * 5 s, also while we only wait to read.
+KEEPALIVE: Final = [
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where the apiserver is and how TLS to it is set up."""
+
+    url: str
+    tls: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Credentials(Protocol):
+    """Who we are to the apiserver."""
+
+    def endpoint(self) -> Endpoint: ...
+
+    def headers(self) -> Mapping[str, str]: ...
+
+    def reload(self) -> None:
+        """Read everything again: the apiserver refused what we sent."""
+
+
+class Anonymous:
+    """An address and nothing else; for tests on loopback."""
+
+    def __init__(self, url: str) -> None:
+        self._endpoint = Endpoint(url=url)
+
+    def endpoint(self) -> Endpoint:
+        return self._endpoint
+
+    def headers(self) -> Mapping[str, str]:
+        return {}
+
+    def reload(self) -> None:
+        """Nothing to read."""
+
+
+class PodCredentials:
+    """The projected service account token, read again every minute because the kubelet rotates it."""
+
+    def __init__(self, place: InCluster) -> None:
+        self._place = place
+        self._token = ""
+        self._read_at = float("-inf")
+
+    def endpoint(self) -> Endpoint:
+        return Endpoint(url=self._place.url, tls={"cert_reqs": "CERT_REQUIRED", "ca_certs": str(self._place.ca)})
+
+    def headers(self) -> Mapping[str, str]:
+        if time.monotonic() - self._read_at > TOKEN_SECONDS:
+            self.reload()
+        return {"Authorization": f"Bearer {self._token}"}
+
+    def reload(self) -> None:
+        self._token = read_token(self._place.token, self._token)
+        self._read_at = time.monotonic()
+
+
+def read_token(path: Path, last: str) -> str:
+    """The token, or the last good one while the file cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8").strip() or last
+    except OSError as error:
+        log.warning("cannot read the service account token", extra={"fields": {"path": str(path), "error": str(error)}})
+        return last
+
+
+class KubeconfigCredentials:
+    """A kubeconfig file, read by the official client: certificates, tokens, exec plugins, OIDC."""
+
+    def __init__(self, path: str | None, context: str | None = None) -> None:
+        self._path, self._context = path, context
+        self.reload()
+
+    def endpoint(self) -> Endpoint:
+        found = self._config
+        names = {
+            "ca_certs": found.ssl_ca_cert,
+            "cert_file": found.cert_file,
+            "key_file": found.key_file,
+            "server_hostname": found.tls_server_name,
+        }
+        tls: dict[str, Any] = {name: value for name, value in names.items() if value}
+        tls["cert_reqs"] = "CERT_REQUIRED" if found.verify_ssl else "CERT_NONE"
+        return Endpoint(url=str(found.host).rstrip("/"), tls=tls if found.host.startswith("https") else {})
+
+    def headers(self) -> Mapping[str, str]:
+        token = self._config.get_api_key_with_prefix("BearerToken", "authorization")
+        if token is None and self._config.username:
+            token = self._config.get_basic_auth_token()
+        return {"Authorization": str(token)} if token else {}
+
+    def reload(self) -> None:
+        from kubernetes.client import Configuration
+        from kubernetes.config import load_kube_config
+
+        self._config: Any = Configuration()
+        load_kube_config(config_file=self._path, context=self._context, client_configuration=self._config)
+
+
+def find_credentials(kubeconfig: str | None) -> Credentials:
+    """The pod's own identity, unless a kubeconfig is named or there is no pod around us."""
+    place = None if kubeconfig else read_in_cluster()
+    return PodCredentials(place) if place else KubeconfigCredentials(kubeconfig)
+
+
+class Transport:
+    """A pool of kept-alive connections to the apiserver, safe for many threads."""
+
+    def __init__(self, credentials: Credentials, *, user_agent: str) -> None:
+        self._credentials = credentials
+        self._user_agent = user_agent
+        self._lock = threading.Lock()
+        self._connect()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        content_type: str = "application/json",
+        read_seconds: float = READ_SECONDS,
+    ) -> bytes:
+        """One request, answered in full."""
+        headers = {"Content-Type": content_type} if body is not None else {}
+        response = self._send(method, path, query, body, headers, read_seconds, stream=False)
+        return response.data
+
+    def lines(
+        self, path: str, query: Mapping[str, str], *, read_seconds: float, opened: list[urllib3.BaseHTTPResponse]
+    ) -> Iterator[bytes]:
+        """The lines of an endless answer. A silence longer than `read_seconds` raises Unavailable.
+
+        `opened` receives the response, so that another thread can end the wait (`end`)."""
+        response = self._send("GET", path, query, None, {}, read_seconds, stream=True)
+        opened.append(response)
+        try:
+            yield from split_lines(response.stream(1 << 16, decode_content=False))
+        except (HTTPError, OSError) as error:
+            raise Unavailable(f"GET {path}: {error}") from error
+        finally:
+            response.close()
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        read_seconds: float,
+        *,
+        stream: bool,
+    ) -> urllib3.BaseHTTPResponse:
+        response = self._once(method, path, query, body, headers, read_seconds, stream)
+        if response.status == 401:
+            response.drain_conn()
+            self.reload()
+            response = self._once(method, path, query, body, headers, read_seconds, stream)
+        if not 200 <= response.status < 300:
+            raise error_for(
+                response.status, response.headers.get("Retry-After", ""), read_error(response), f"{method} {path}"
+            )
+        return response
+
+    def _once(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        read_seconds: float,
+        stream: bool,
+    ) -> urllib3.BaseHTTPResponse:
+        url = self._url + path + (f"?{urlencode(query)}" if query else "")
+        sent = {"User-Agent": self._user_agent, "Accept": "application/json", **self._credentials.headers(), **headers}
+        try:
+            return self._pool.request(
+                method,
+                url,
+                body=body,
+                headers=sent,
+                timeout=Timeout(connect=CONNECT_SECONDS, read=read_seconds),
+                retries=False,
+                redirect=False,
+                preload_content=not stream,
+            )
+        except (HTTPError, OSError) as error:
+            raise Unavailable(f"{method} {path}: {error}") from error
+
+    def reload(self) -> None:
+        """Read the credentials again and connect anew; also finds a rotated CA or client certificate."""
+        with self._lock:
+            self._credentials.reload()
+            self._connect()
+
+    def _connect(self) -> None:
+        endpoint = self._credentials.endpoint()
+        self._url = endpoint.url
+        self._pool = urllib3.PoolManager(
+            num_pools=1, maxsize=CONNECTIONS, block=False, socket_options=KEEPALIVE, **endpoint.tls
+        )
+
+
+def end(opened: list[urllib3.BaseHTTPResponse]) -> None:
+    """Wake the thread that reads a stream: it sees the end of the answer."""
+    for response in opened:
+        try:
+            response.shutdown()
+        except (ValueError, RuntimeError, OSError):
+            response.close()
+
+
+def read_error(response: urllib3.BaseHTTPResponse) -> bytes:
+    """The body of an error answer; what is left of it when the connection breaks."""
+    try:
+        return response.data
+    except (HTTPError, OSError):
+        return b""
+
+
+def split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Lines of a byte stream, without their ends; a last line without end is incomplete and is dropped."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from (line for line in whole if line)
