@@ -1,0 +1,247 @@
+"""The cluster built from Go modules: bring it to the wanted state, whatever state it is in, or remove it.
+
+In: a name and a Record. Out: running nodes, or nothing at all. Every step looks at what is there and does
+what is missing, so `up` after `up` changes nothing and `up` after a crash finishes. Called with the lock held.
+"""
+
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from . import addons, cgroups, controlplane, debian, images, network, nodes, pki, processes
+from .apiclient import ApiClient
+from .controlplane import Binaries
+from .layout import CONTROL_PLANE, Layout, check_folder, node_names
+from .shell import ClusterError, attempt, say, wait_for
+from .store import Record, folder_of, free_slot, layout_of, write_file, write_record
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "tool"
+PROGRAMS = (*controlplane.COMPONENTS, "kubelet", "kube-proxy", "pause")
+READY_SECONDS = 120.0
+DEFAULT_NODES = 2
+
+
+def up(name: str, record: Record, count: int | None) -> None:
+    """Bring the cluster up with `count` nodes; None keeps what there is."""
+    started = time.monotonic()
+    debian.require_root()
+    if problem := check_folder(folder_of(name)):
+        raise ClusterError(problem)
+    debian.ensure()
+    binaries = tools()
+    record, surplus = settle(name, record, count)
+    layout = layout_of(name, record)
+    changed = converge(layout, record, surplus, binaries)
+    state = "up" if changed else "already up"
+    say(f"{name}: {record.nodes} nodes Ready, {state} ({time.monotonic() - started:.1f} s)")
+
+
+def tools() -> Binaries:
+    """Return the paths of the programs, built first if this machine has not built them."""
+    command = [sys.executable, str(TOOL), *PROGRAMS]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if result.returncode != 0:
+        raise ClusterError("the control plane's programs could not be built; see above")
+    return dict(zip(PROGRAMS, result.stdout.splitlines(), strict=True))
+
+
+def settle(name: str, record: Record, count: int | None) -> tuple[Record, list[str]]:
+    """Fix address range and node count before anything is made; also returns the nodes that are too many."""
+    wanted = count or record.nodes or DEFAULT_NODES
+    surplus = node_names(record.nodes)[wanted:]
+    if record.nodes == 0:
+        routes = attempt(["ip", "-json", "route", "show", "table", "all"]).stdout
+        record = replace(record, slot=free_slot(name, network.occupied_slots(routes)))
+    if record.nodes < wanted:
+        record = replace(record, nodes=wanted)
+    write_record(name, record)
+    return replace(record, nodes=wanted), surplus
+
+
+def converge(layout: Layout, record: Record, surplus: Sequence[str], binaries: Binaries) -> bool:
+    """Do what is missing, control plane first; returns whether anything was."""
+    names = node_names(record.nodes)
+    pki.ensure(layout, names)
+    drop(layout, surplus)
+    broken = [node for node in names if not nodes.intact(layout, node, binaries)]
+    for node in broken:
+        nodes.cut_power(layout, node)
+    evict_strangers(layout)
+    network.ensure(layout, names, names)
+    changed = start_control_plane(layout, broken, binaries)
+    start_nodes(layout, broken, record.archives, binaries)
+    changed |= start_helpers(layout, binaries)
+    client = ApiClient(layout)
+    for node in surplus:
+        client.delete(f"/api/v1/nodes/{node}")
+    wait_for("the cluster", lambda: problem(layout, client, names), seconds=READY_SECONDS)
+    write_record(layout.name, record)
+    return bool(changed or broken or surplus)
+
+
+def drop(layout: Layout, surplus: Sequence[str]) -> None:
+    """Remove nodes that are too many."""
+    for node in surplus:
+        say(f"removing {node}")
+        nodes.cut_power(layout, node)
+        shutil.rmtree(layout.node_folder(node), ignore_errors=True)
+
+
+def evict_strangers(layout: Layout) -> None:
+    """End a control plane whose network namespace is no longer the pinned one: it could reach nobody."""
+    for name in processes.recorded(layout):
+        running = processes.find(layout, name)
+        component, _, member = name.partition(".")
+        ours = component in controlplane.COMPONENTS or member == CONTROL_PLANE
+        if ours and running and not network.holds(layout, CONTROL_PLANE, running.pid):
+            processes.stop(layout, name)
+
+
+def start_control_plane(layout: Layout, broken: Sequence[str], binaries: Binaries) -> bool:
+    """Start etcd and apiserver, the nodes' runtimes while these come up, then what needs the apiserver."""
+    write_file(layout.folder / "Corefile", controlplane.corefile(layout))
+    changed = [processes.ensure(layout, make(layout, binaries)) for make in (controlplane.etcd, controlplane.kube_apiserver)]
+    if any(changed):
+        say(f"control plane at {layout.server} starts")
+    for node in broken:
+        nodes.start_runtime(layout, node)
+    client = ApiClient(layout)
+    wait_for("the apiserver", lambda: ended(layout, "kube-apiserver") or client.problem(), seconds=READY_SECONDS)
+    for make in (controlplane.kube_controller_manager, controlplane.kube_scheduler, controlplane.coredns):
+        changed.append(processes.ensure(layout, make(layout, binaries)))
+    apply_addons(layout, client)
+    return any(changed)
+
+
+def ended(layout: Layout, name: str) -> str | None:
+    """Say that a process has ended; waiting for it would be in vain."""
+    if processes.find(layout, name):
+        return None
+    raise ClusterError(f"{name} ended; the reason is at the end of {layout.logs}/{name}.log")
+
+
+def apply_addons(layout: Layout, client: ApiClient) -> None:
+    """Apply the first objects, unless these very ones were applied to this very etcd."""
+    wanted = addons.manifests(layout)
+    marker = layout.folder / "addons.sha256"
+    content = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+    last = client.get(wanted[-1][0])
+    if last and marker.exists() and marker.read_text() == content:
+        return
+    for path, manifest in wanted:
+        client.apply(path, manifest)
+    write_file(marker, content)
+
+
+def start_nodes(layout: Layout, broken: Sequence[str], archives: Sequence[str], binaries: Binaries) -> None:
+    """Finish the nodes whose runtime was started: images, kubelet, proxy."""
+    if not broken:
+        return
+    pause = layout.folder / "pause.tar"
+    write_file(pause, images.pause_archive(Path(binaries["pause"]), images.architecture(platform.machine())))
+    for node in broken:
+        nodes.wait_runtime(layout, node)
+        say(f"{node} at {layout.address(node)} starts")
+    for archive in [pause, *(Path(path) for path in archives if Path(path).exists())]:
+        images.load(layout, broken, archive)
+    for node in broken:
+        processes.ensure(layout, nodes.kubelet(layout, node, binaries))
+        processes.ensure(layout, controlplane.kube_proxy(layout, binaries, node))
+
+
+def start_helpers(layout: Layout, binaries: Binaries) -> bool:
+    """Start what is of use only with nodes: Services for the host, and metrics."""
+    specs = [controlplane.kube_proxy(layout, binaries, CONTROL_PLANE), controlplane.metrics_server(layout, binaries)]
+    return any([processes.ensure(layout, spec) for spec in specs])
+
+
+def problem(layout: Layout, client: ApiClient, names: Sequence[str]) -> str | None:
+    """Say what is missing until pods can be created and will run on every node."""
+    for name in processes.recorded(layout):
+        ended(layout, name)
+    answer = client.get("/api/v1/nodes")
+    if answer is None:
+        return "the apiserver does not answer"
+    waiting = sorted(set(names) - {node["metadata"]["name"] for node in answer["items"] if ready(node)})
+    if waiting:
+        return f"{', '.join(waiting)} not Ready"
+    if client.get("/api/v1/namespaces/default/serviceaccounts/default") is None:
+        return "the default service account does not exist yet"
+    return None
+
+
+def ready(node: dict[str, dict[str, list[dict[str, str]]]]) -> bool:
+    """Tell whether a Node object says it takes pods."""
+    conditions = node["status"].get("conditions", [])
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
+
+def kill_node(name: str, record: Record, node: str) -> None:
+    """Cut a node's power: no process of it says goodbye and nothing answers at its address."""
+    layout = checked(name, record, node)
+    nodes.cut_power(layout, node)
+    say(f"{node}: power cut")
+
+
+def start_node(name: str, record: Record, node: str) -> None:
+    """Give a node its power back; returns when it is Ready."""
+    layout, binaries = checked(name, record, node), tools()
+    if nodes.intact(layout, node, binaries):
+        say(f"{node}: runs already")
+        return
+    nodes.cut_power(layout, node)
+    network.ensure(layout, node_names(record.nodes), [node])
+    nodes.start_runtime(layout, node)
+    start_nodes(layout, [node], record.archives, binaries)
+    client = ApiClient(layout)
+    wait_for(node, lambda: nodes_problem(client, node), seconds=READY_SECONDS)
+    say(f"{node}: Ready")
+
+
+def nodes_problem(client: ApiClient, node: str) -> str | None:
+    """Say what is missing until one node takes pods."""
+    answer = client.get(f"/api/v1/nodes/{node}")
+    return None if answer and ready(answer) else "not Ready"
+
+
+def checked(name: str, record: Record, node: str) -> Layout:
+    """Refuse a node that does not exist."""
+    names = node_names(record.nodes)
+    if node not in names:
+        raise ClusterError(f"no node {node!r} in {name!r}; there are {', '.join(names)}")
+    return layout_of(name, record)
+
+
+def down(name: str, record: Record | None) -> None:
+    """Remove every process, group, link, route, mount and file, also what an interrupted `up` left."""
+    debian.require_root()
+    layout = layout_of(name, record)
+    cgroups.kill(layout.cgroup)
+    for process in processes.recorded(layout):
+        processes.stop(layout, process)
+    network.remove(layout)
+    cgroups.remove(layout.cgroup)
+    if layout.folder.exists():
+        remove_folder(layout.folder)
+    shutil.rmtree("/var/lib/cni") if empty(Path("/var/lib/cni")) else None
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete the state; the record goes last, so that an interrupted `down` can be repeated."""
+    if left := network.mounts_below(folder):
+        raise ClusterError(f"{left[0]} is still mounted; unmount it and run `down` again")
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == "cluster.json"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    folder.rmdir()
+
+
+def empty(folder: Path) -> bool:
+    """Tell whether a folder exists and has nothing in it."""
+    return folder.is_dir() and not any(folder.iterdir())

@@ -1,0 +1,3 @@
+module llmfleet/ci/tools/pause
+
+go 1.26.0
