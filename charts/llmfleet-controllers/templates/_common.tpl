@@ -22,9 +22,14 @@ Takes: root, parts (list of strings; an ordinal must be a string, `compact` drop
 {{- end -}}
 {{- end }}
 
-{{- /* llmfleet.namespace: where this chart's objects live; nothing else reads the release's namespace. Takes: the root. */}}
+{{- /* llmfleet.releaseNamespace: where Helm keeps the release; nothing else reads it. Takes: the root. */}}
+{{- define "llmfleet.releaseNamespace" -}}
+{{- .Release.Namespace -}}
+{{- end }}
+
+{{- /* llmfleet.namespace: where this chart's objects live. Takes: the root. */}}
 {{- define "llmfleet.namespace" -}}
-{{- .Values.namespaceOverride | default .Release.Namespace -}}
+{{- .Values.namespaceOverride | default (include "llmfleet.releaseNamespace" .) -}}
 {{- end }}
 
 {{- /* llmfleet.selectorLabels: what selects pods; never changes for a release. Takes: root, component. */}}

@@ -25,7 +25,7 @@
 
 {{- /* llmfleet-fleet.operatorNamespace: where the operator of this fleet runs. Takes: the root. */}}
 {{- define "llmfleet-fleet.operatorNamespace" -}}
-{{- .Values.operator.namespace | default .Release.Namespace -}}
+{{- .Values.operator.namespace | default (include "llmfleet.releaseNamespace" .) -}}
 {{- end }}
 
 {{- /* llmfleet-fleet.operatorRelease: the Helm release of the operator of this fleet. Takes: the root. */}}

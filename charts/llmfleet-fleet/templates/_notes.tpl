@@ -16,7 +16,7 @@ Inside the cluster the address is {{ include "llmfleet-fleet.url" . }}.
 
 Check the whole path:
 
-  helm test {{ .Release.Name }} --namespace {{ .Release.Namespace }}
+  helm test {{ .Release.Name }} --namespace {{ include "llmfleet.releaseNamespace" . }}
 {{- end }}
 {{- else if not .Values.models }}
 No model is served yet. Name one under `models`, for instance in a file for --values:

@@ -1,0 +1,162 @@
+"""Values: documented, closed, and refused with a message that says what to write."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import yaml
+
+from rendering import CHARTS, OWN_CHARTS, ROOT, refusal, render, run
+
+
+def nested(path: str, value: Any) -> dict[str, Any]:
+    """{"a": {"b": value}} from "a.b"."""
+    tree: Any = value
+    for key in reversed(path.split(".")):
+        tree = {key: tree}
+    return dict(tree)
+
+
+def test_schemas_and_readmes_are_generated_from_the_values() -> None:
+    done = subprocess.run([sys.executable, CHARTS / "generate", "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"run charts/generate\n{done.stdout}{done.stderr}"
+
+
+def closed(schema: Any, path: str) -> list[str]:
+    """Objects with named properties that accept others."""
+    found = []
+    if isinstance(schema, dict):
+        if schema.get("properties") and schema.get("additionalProperties") is not False:
+            found.append(path)
+        for key, part in schema.items():
+            found += closed(part, f"{path}/{key}")
+    return found
+
+
+@pytest.mark.parametrize("chart", OWN_CHARTS)
+def test_a_schema_is_closed_where_the_shape_is_ours(chart: str) -> None:
+    schema = json.loads((CHARTS / chart / "values.schema.json").read_text())
+    opened = set(closed(schema, ""))
+    # Other charts' globals, subcharts that close themselves, and an environment variable's own shape.
+    known = {"/properties/global", *(f"/properties/{name}" for name in ("crds", "controllers", "fleet", "monitoring"))}
+    assert not {path for path in opened - known if "extraEnv" not in path and "podTemplate" not in path}
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("fleets", {}, "additional properties 'fleets' not allowed"),
+        ("fleet.modles", {}, "additional properties 'modles' not allowed"),
+        ("fleet.router.replica", 2, "additional properties 'replica' not allowed"),
+        ("fleet.router.replicas", 0, "minimum: got 0, want 1"),
+        ("fleet.router.replicas", "2", "got string, want integer"),
+        ("fleet.router.service.port", 70000, "maximum: got 70,000, want 65,535"),
+        ("fleet.router.service.type", "ExternalName", "value must be one of 'ClusterIP', 'NodePort', 'LoadBalancer'"),
+        ("fleet.router.podDisruptionBudget.maxUnavailable", 0, "minimum: got 0, want 1"),
+        ("fleet.router.podDisruptionBudget.maxUnavailable", "0%", "does not match pattern"),
+        ("fleet.router.resources", {"request": {}}, "additional properties 'request' not allowed"),
+        ("fleet.image.pullPolicy", "always", "value must be one of 'Always', 'IfNotPresent', 'Never'"),
+        ("fleet.image.digest", "sha256:abc", "does not match pattern"),
+        ("fleet.redis.image.tag", 7.0, "want string"),
+        ("fleet.redis.maxmemory", "lots", "does not match pattern"),
+        ("fleet.redis.persistence.size", "8 GB", "does not match pattern"),
+        ("fleet.namespaceOverride", "Team_A", "does not match pattern"),
+        ("fleet.models", [], "got array, want object"),
+        ("fleet.models.Tiny", {"instances": 1}, "'Tiny' does not match pattern"),
+        ("fleet.models." + "m" * 31, {"instances": 1}, "maxLength: got 31, want 30"),
+        ("fleet.models.tiny.instances", -1, "minimum: got -1, want 0"),
+        ("fleet.models.tiny.instances", 1.5, "want integer"),
+        ("fleet.models.tiny.gpus", 1, "additional properties 'gpus' not allowed"),
+        ("fleet.models.tiny.replicas", 0, "minimum: got 0, want 1"),
+        ("fleet.models.tiny.role", "leader", "value must be one of 'both', 'prefill', 'decode'"),
+        ("fleet.models.tiny.image", "vllm:1", "got string, want object"),
+        (
+            "fleet.models.tiny.inferenceArgs",
+            {"maxModelLength": 1},
+            "additional properties 'maxModelLength' not allowed",
+        ),
+        ("fleet.models.tiny.lifecycle.startupTimeoutSeconds", "10m", "got string, want integer"),
+        ("fleet.models.tiny.env", [{"value": "1"}], "missing property 'name'"),
+        ("fleet.models.big", {"replicas": 1}, "missing property 'instances'"),
+        ("fleet.engine.storage.modelCache", {"kind": "none"}, "additional properties 'kind' not allowed"),
+        ("controllers.operator.replicas", 0, "minimum: got 0, want 1"),
+        ("controllers.operator.watchNamespaces", "team-a", "got string, want array"),
+        ("controllers.operator.watchNamespaces", ["a", "a"], "items at 0 and 1 are equal"),
+        ("controllers.operator.podDisruptionBudget.maxUnavailable", 0, "minimum: got 0, want 1"),
+        ("controllers.autoscaler", {"enabled": True}, "additional properties 'autoscaler' not allowed"),
+        ("global.imageRegistry", "https://registry.example.com", "does not match pattern"),
+        ("global.imagePullSecrets", ["pull"], "got string, want object"),
+    ],
+)
+def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
+    assert message in refusal(nested(path, value)), path
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"global": {"imageRegistry": ""}}, "write --set global.imageRegistry=REGISTRY"),
+        (nested("fleet.models.tiny.tensorParallelSize", 3), "must equal replicas (2) x gpusPerPod (1)"),
+        (nested("fleet.models.tiny.pipelineParallelSize", 2), "tensorParallelSize (2) x pipelineParallelSize (2)"),
+        (nested("fleet.models.big", {"instances": 1, "model": "x"}), "models.big.replicas is missing"),
+        (nested("fleet.models.redis", {"instances": 0}), "give the model another key, such as redis-model"),
+        (nested("fleet.models.tiny.image.tag", "latest"), 'engine.image (model tiny).tag is "latest"'),
+        (nested("fleet.engine.image.tag", ""), "engine.image (model tiny).tag is empty: write the exact version"),
+        (nested("fleet.engine.image.repository", ""), "repository is empty"),
+        (nested("fleet.router.autoscaling", {"enabled": True, "minReplicas": 11}), "minReplicas (11) is above"),
+        (
+            nested("fleet.router", {"autoscaling": {"enabled": True}, "resources": {"requests": {"cpu": None}}}),
+            "router.resources.requests.cpu is empty: write one, such as 500m",
+        ),
+        (
+            nested("fleet.router.terminationGracePeriodSeconds", 5),
+            "leaves no time after router.preStopSleepSeconds (5)",
+        ),
+        (
+            nested("controllers.operator", {"replicas": 2, "leaderElection": False}),
+            "Write operator.leaderElection=true",
+        ),
+        (nested("controllers.enabled", False), "write fleet.operator.release=NAME"),
+        (nested("controllers.namespaceOverride", "system"), "write fleet.operator.namespace=system"),
+        (nested("monitoring.enabled", True), "write podMonitor.renderMode=skipIfMissing"),
+    ],
+)
+def test_a_combination_that_cannot_work_is_refused(values: dict[str, Any], message: str) -> None:
+    assert message in refusal(values)
+
+
+def test_a_release_name_that_starts_with_a_digit_is_refused() -> None:
+    assert "choose a name that starts with a letter, such as llm-7b" in refusal({}, release="7b")
+
+
+def test_the_fleet_chart_alone_asks_for_its_operator() -> None:
+    text = refusal({"global": {"imageRegistry": "localhost"}}, profile="", chart="llmfleet-fleet")
+    assert "write operator.release=NAME and operator.namespace=NAMESPACE" in text
+
+
+def test_a_model_is_switched_off_by_null() -> None:
+    assert not [o for o in render("dev", nested("fleet.models.tiny", None)) if o["kind"] == "LLMCluster"]
+
+
+@pytest.mark.parametrize("chart", OWN_CHARTS)
+def test_helm_lint_is_clean(chart: str) -> None:
+    values = {
+        "llmfleet": "--values=values/dev.yaml",
+        "llmfleet-controllers": "--set=global.imageRegistry=localhost",
+        "llmfleet-fleet": "--set=global.imageRegistry=localhost,operator.release=llmfleet,operator.namespace=system",
+        "llmfleet-monitoring": "--set=podMonitor.renderMode=alwaysRender",
+    }[chart].replace("values/", f"{ROOT}/values/")
+    assert "[WARNING]" not in run(["lint", "--strict", str(CHARTS / chart), values])
+
+
+@pytest.mark.parametrize("chart", OWN_CHARTS)
+def test_a_chart_version_is_the_project_version(chart: str) -> None:
+    meta = yaml.safe_load((CHARTS / chart / "Chart.yaml").read_text())
+    assert meta["version"] == meta["appVersion"]
+    assert all(d["version"] == meta["version"] for d in meta.get("dependencies", []))
+    assert all(d["repository"].startswith("file://") for d in meta.get("dependencies", []))
