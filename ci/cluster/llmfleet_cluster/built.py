@@ -145,7 +145,7 @@ def start_nodes(layout: Layout, broken: Sequence[str], archives: Sequence[str], 
     if not broken:
         return
     pause = layout.folder / "pause.tar"
-    write_file(pause, images.pause_archive(Path(binaries["pause"]), images.architecture(platform.machine())))
+    write_file(pause, images.binary_archive(nodes.PAUSE_IMAGE, Path(binaries["pause"]), platform.machine()))
     for node in broken:
         nodes.wait_runtime(layout, node)
         say(f"{node} at {layout.address(node)} starts")

@@ -24,13 +24,13 @@ CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 
 
-def pause_archive(binary: Path, architecture: str) -> bytes:
+def binary_archive(name: str, binary: Path, machine: str) -> bytes:
     """Write an OCI archive that holds one static binary; the same input gives the same bytes."""
-    layer = tar_of({"pause": (binary.read_bytes(), 0o755)})
+    layer = tar_of({binary.name: (binary.read_bytes(), 0o755)})
     config = canonical({
-        "architecture": architecture,
+        "architecture": architecture(machine),
         "os": "linux",
-        "config": {"Entrypoint": ["/pause"], "User": "65535:65535"},
+        "config": {"Entrypoint": [f"/{binary.name}"], "User": "65535:65535"},
         "rootfs": {"type": "layers", "diff_ids": [digest(layer)]},
     })
     manifest = canonical({
@@ -39,7 +39,7 @@ def pause_archive(binary: Path, architecture: str) -> bytes:
         "config": descriptor(CONFIG_TYPE, config),
         "layers": [descriptor(LAYER_TYPE, layer)],
     })
-    named = {**descriptor(MANIFEST_TYPE, manifest), "annotations": {NAME_ANNOTATIONS[0]: nodes.PAUSE_IMAGE}}
+    named = {**descriptor(MANIFEST_TYPE, manifest), "annotations": {NAME_ANNOTATIONS[0]: name}}
     files = {f"blobs/sha256/{digest(blob)[7:]}": (blob, 0o644) for blob in (layer, config, manifest)}
     files["oci-layout"] = (canonical({"imageLayoutVersion": "1.0.0"}), 0o644)
     files["index.json"] = (canonical({"schemaVersion": 2, "manifests": [named]}), 0o644)

@@ -1,0 +1,3 @@
+module llmfleet/ci/tools/probe
+
+go 1.26.0
