@@ -26,10 +26,10 @@ def trim_metadata(manifest: Manifest) -> Manifest:
 
 
 def trim_pod(pod: Manifest) -> Manifest:
-    """Metadata, placement and the whole status; of the spec only what tells where and since when the pod runs."""
+    """Metadata, placement and the whole status; of each container what it runs, without its environment and mounts."""
     spec = pod.get("spec", {})
     kept = {key: spec[key] for key in ("nodeName", "terminationGracePeriodSeconds", "hostNetwork") if key in spec}
-    kept["containers"] = [_keep(container, ("name", "image")) for container in spec.get("containers", ())]
+    kept["containers"] = [_keep(container, ("name", "image", "args", "ports")) for container in spec.get("containers", ())]
     return {**trim_metadata(pod), "spec": kept}
 
 

@@ -1,0 +1,1 @@
+"""From instances and pods to the backends document that routers read."""

@@ -1,0 +1,1 @@
+"""The sidecar that keeps one file equal to one ConfigMap."""
