@@ -230,7 +230,6 @@ def down(name: str, record: Record | None) -> None:
     cgroups.remove(layout.cgroup)
     if layout.folder.exists():
         remove_folder(layout.folder)
-    shutil.rmtree("/var/lib/cni") if empty(Path("/var/lib/cni")) else None
 
 
 def remove_folder(folder: Path) -> None:
@@ -240,8 +239,3 @@ def remove_folder(folder: Path) -> None:
     for path in sorted(folder.iterdir(), key=lambda path: path.name == "cluster.json"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     folder.rmdir()
-
-
-def empty(folder: Path) -> bool:
-    """Tell whether a folder exists and has nothing in it."""
-    return folder.is_dir() and not any(folder.iterdir())

@@ -30,7 +30,7 @@ class Hierarchy:
 
 
 def parse_mounts(mountinfo: str) -> list[Hierarchy]:
-    """Pick the trees that carry controllers: all of version 1 or, without any, the one of version 2."""
+    """Pick every tree: one of version 2, or several of version 1 with, on a hybrid machine, one of version 2 beside."""
     found: list[Hierarchy] = []
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
@@ -38,8 +38,7 @@ def parse_mounts(mountinfo: str) -> list[Hierarchy]:
         if kind in ("cgroup", "cgroup2"):
             mount = Path(unescape(left.split(" ")[4]))
             found.append(Hierarchy(mount=mount, version=2 if kind == "cgroup2" else 1))
-    first = [hierarchy for hierarchy in found if hierarchy.version == 1]
-    return first or found[:1]
+    return found
 
 
 def unescape(text: str) -> str:

@@ -106,6 +106,7 @@ def kube_controller_manager(layout: Layout, binaries: Binaries) -> Spec:
         f"--root-ca-file={pki.certificate(layout, 'ca')}",
         f"--cluster-cidr={layout.pods}",
         "--allocate-node-cidrs=false",
+        f"--flex-volume-plugin-dir={layout.folder}/volume-plugins",
         # There is only one; an election would cost seconds at every start.
         "--leader-elect=false",
         # A dead node is noticed in 20 s instead of 50 s, and its pods evicted without the rate limit for big clusters.

@@ -15,8 +15,9 @@ MAX_NODES = 100
 CONTROL_PLANE = "control-plane"
 # A kubelet's longest socket is FOLDER/nodes/node-99/kubelet/pod-resources/kubelet.sock; the kernel takes 107 bytes.
 LONGEST_FOLDER = 60
-# Every node covers these with a private tmpfs, see nodes.py.
-HIDDEN = (Path("/run"), Path("/var/run"), Path("/var/log"), Path("/var/lib/cni"))
+# Host folders that programs of a node use whatever they are told; every node covers them with memory of its own.
+PRIVATE_FOLDERS = (Path("/run"), Path("/var/log"), Path("/var/lib/cni"), Path("/var/lib/kubelet"))
+HIDDEN = (*PRIVATE_FOLDERS, Path("/var/run"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,5 +129,5 @@ def check_folder(folder: Path) -> str | None:
     if len(str(folder)) > LONGEST_FOLDER:
         return f"state folder {folder}: at most {LONGEST_FOLDER} characters, a socket's path must fit below it"
     if any(folder.is_relative_to(hidden) for hidden in HIDDEN):
-        return f"state folder {folder}: nodes cover /run, /var/log and /var/lib/cni; set LLMFLEET_STATE elsewhere"
+        return f"state folder {folder}: nodes cover {', '.join(map(str, HIDDEN))}; set LLMFLEET_STATE elsewhere"
     return None

@@ -1,8 +1,8 @@
 """A node: a network namespace, a mount namespace, containerd, a kubelet and a kube-proxy.
 
 In: a Layout, a node's name, paths of binaries. Out: a node that registers itself, or one whose power is
-cut. The mount namespace is private: /run, /var/log and /var/lib/cni are memory there, so every mount, socket
-and link a node makes vanishes with its last process, and two nodes never meet on the host's paths.
+cut. The mount namespace is private and covers the host's PRIVATE_FOLDERS with memory, so every mount, socket
+and link a node makes vanishes with its last process, and two nodes never meet on a path.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import cgroups, network, pki, processes
 from .controlplane import Binaries, kube_proxy
-from .layout import CONTROL_PLANE, Layout
+from .layout import CONTROL_PLANE, PRIVATE_FOLDERS, Layout
 from .processes import Spec
 from .shell import attempt, wait_for
 from .store import write_file
@@ -22,7 +22,7 @@ SOCKET = "/run/containerd/containerd.sock"
 CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"), Path("/usr/libexec/cni"))
 PRIVATE_MOUNTS = (
     "set -e; mount --make-rshared /; "
-    "for folder in /run /var/log /var/lib/cni; do mount -t tmpfs -o mode=755 llmfleet $folder; done; "
+    f"for folder in {' '.join(map(str, PRIVATE_FOLDERS))}; do mount -t tmpfs -o mode=755 llmfleet $folder; done; "
     'exec "$@"'
 )
 
@@ -194,7 +194,9 @@ def start_runtime(layout: Layout, node: str) -> None:
     """Start containerd; a node of which any process is missing loses its power first."""
     configure(layout, node)
     cgroups.ensure(f"{layout.member_cgroup(node)}/pods")
-    Path("/var/lib/cni").mkdir(exist_ok=True)
+    for covered in PRIVATE_FOLDERS:
+        # Left in place by `down`: removing a folder would unmount what another cluster's nodes have there.
+        covered.mkdir(exist_ok=True)
     processes.ensure(layout, containerd(layout, node))
 
 
