@@ -35,7 +35,8 @@ class Code(StrEnum):
     INTERNAL = "internal_error"
 
 
-RETRY_AFTER_SECONDS: Final = 1
+# Official clients honour 1 to 120 seconds; the queue will know a better figure than the shortest.
+RETRY_AFTER: Final = b"retry-after: 1\r\n"
 
 
 class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not an accident
@@ -67,7 +68,7 @@ def render(refusal: Refusal, dialect: Dialect) -> tuple[int, bytes, bytes]:
         body = {"type": "error", "error": error | {"type": _anthropic_type(status)}}
         status = 529 if status == 503 else status
     if status in (429, 503, 529):
-        extra = b"retry-after: %d\r\n" % RETRY_AFTER_SECONDS
+        extra = RETRY_AFTER
     return status, extra, orjson.dumps(body)
 
 

@@ -226,7 +226,8 @@ class Client(asyncio.Protocol):
             self._answer(200, b'{"status":"ok"}')
         elif path == b"/readyz":
             state = "draining" if router.draining else "ready" if router.loaded else "no backends document"
-            self._answer(200 if state == "ready" else 503, orjson.dumps({"status": state}))
+            body = orjson.dumps({"status": state})
+            self._answer(200, body) if state == "ready" else self._answer(503, body, errors.RETRY_AFTER)
         else:
             self._answer_models(path)
 
