@@ -55,7 +55,8 @@ def file_system(archives: Sequence[Path]) -> Tree:
     """Unpack packages on top of each other and add what their scripts would have made."""
     merged: Tree = {}
     for archive in archives:
-        merged |= tree.read_tar(_bytes(["dpkg-deb", "--fsys-tarfile", str(archive)]))
+        files = tree.read_tar(_bytes(["dpkg-deb", "--fsys-tarfile", str(archive)]))
+        merged |= tree.owned(tree.with_merged_usr(files), uid=0, gid=0)
         merged |= _database_entry(archive)
     merged = tree.without(merged, lambda path: UNWANTED.match(path) is not None)
     return _one_bundle(merged)

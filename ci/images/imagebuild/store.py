@@ -96,7 +96,7 @@ class Store:
 
 
 def unpack(layer: oci.Layer) -> Tree:
-    """Read a layer back; owners are not kept, nobody who reads one back needs them."""
+    """Read a layer back."""
     return read_tar(gzip.decompress(layer.path.read_bytes()))
 
 

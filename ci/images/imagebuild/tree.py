@@ -63,14 +63,19 @@ def merged_usr(path: str) -> str:
 
 
 def read_tar(data: bytes) -> Tree:
-    """Read a package's file system: /usr merged, hard links copied, set-id bits dropped, root owns all."""
+    """Read a tar file: hard links become copies, set-id bits are dropped, owners stay."""
     tree: Tree = {}
     with tarfile.open(fileobj=BytesIO(data)) as archive:
         for member in archive:
-            path = merged_usr(_normal(member.name))
+            path = _normal(member.name)
             if path:
                 tree[path] = _entry(archive, member, tree)
     return tree
+
+
+def with_merged_usr(tree: Mapping[str, Entry]) -> Tree:
+    """Move what a package still ships below /bin, /lib, ... to where it is after the merge of /usr."""
+    return {merged_usr(path): entry for path, entry in tree.items()}
 
 
 def _normal(name: str) -> str:
@@ -82,15 +87,15 @@ def _normal(name: str) -> str:
 def _entry(archive: tarfile.TarFile, member: tarfile.TarInfo, so_far: Mapping[str, Entry]) -> Entry:
     mode = member.mode & 0o1777
     if member.isdir():
-        return folder(mode=mode)
+        return folder(mode=mode, uid=member.uid, gid=member.gid)
     if member.issym():
         return link(member.linkname)
     if member.islnk():
-        return so_far[merged_usr(_normal(member.linkname))]
+        return so_far[_normal(member.linkname)]
     content = archive.extractfile(member)
     if content is None:
         raise ValueError(f"{member.name}: neither file, folder nor link")
-    return file(content.read(), mode=mode)
+    return file(content.read(), mode=mode, uid=member.uid, gid=member.gid)
 
 
 def read_folder(root: Path, *, skip: Callable[[str], bool] = lambda path: False) -> Tree:
@@ -165,6 +170,7 @@ def _member(path: str, entry: Entry) -> tuple[tarfile.TarInfo, BinaryIO | None]:
 
 def write_folder(tree: Mapping[str, Entry], root: Path) -> None:
     """Lay a tree out on disk; owners are set where the caller may set them (root)."""
+    root.mkdir(parents=True, exist_ok=True)
     for path in sorted(tree):
         _write(root / path, tree[path])
     for path in sorted(tree, reverse=True):
