@@ -1,0 +1,405 @@
+"""Turn generated words into vLLM's answers: one JSON body, or server-sent events as they come.
+
+In: an Ask and the words of its sequences. Out: bytes for the writer. No clock, no socket: times are
+arguments, and `write` and `close` are given by the caller. Subclasses know one wire format each.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmfleet_sim.ask import Ask
+from llmfleet_sim.config import EngineConfig
+from llmfleet_sim.errors import ApiError, dump
+from llmfleet_sim.scheduler import Sequence
+from llmfleet_sim.text import JSON_TEXTS, TEXTS, TOKENS, WORDS, logprob_at
+from llmfleet_sim.tokens import EOS, decode
+
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Choice:
+    """What one sequence has said."""
+
+    index: int
+    prompt: int
+    words: list[int] = field(default_factory=list)
+    text: str = ""
+    sent: int = 0
+    sent_words: int = 0
+    finish: str = ""
+    stop_reason: str | None = None
+    cached: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What every event of one answer repeats."""
+
+    id: str
+    created: int
+    model: str
+    fingerprint: str | None
+
+
+class Answer:
+    """One answer under way: a sink for its sequences, a writer of its events."""
+
+    def __init__(self, ask: Ask, identity: Identity, config: EngineConfig) -> None:
+        self.ask = ask
+        self.identity = identity
+        self.config = config
+        self.choices = [Choice(index=i, prompt=i // ask.n) for i in range(len(ask.prompts) * ask.n)]
+        self.open = len(self.choices)
+        self.started = False
+        self.failed: ApiError | None = None
+        self.transfer: dict[str, Any] | None = None
+        self.metrics: dict[str, Any] | None = None
+        self.write: Callable[[bytes], None] = lambda data: None
+        self.close: Callable[[], None] = lambda: None
+        self._hold = 0 if ask.include_stop else max((len(s) for s in ask.stop), default=1) - 1
+        plain = not ask.stop and ask.logprobs is None and not ask.token_ids and not ask.continuous_usage
+        self._plain = plain and config.stream_interval == 1
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
+
+    # -- the sink side -------------------------------------------------------------------------
+
+    def emit(self, seq: Sequence, word: int, reason: str, now: float) -> bool:
+        """Take one token; say whether a stop string ended the sequence."""
+        choice = self.choices[seq.index]
+        choice.cached = seq.cached
+        choice.words.append(word)
+        text = TEXTS[word] if word >= 0 else ""
+        if self.ask.stream and not self.started:
+            self.begin()
+        if self._plain and not reason and self.ask.stream and choice.sent_words:
+            choice.text += text
+            choice.sent, choice.sent_words = len(choice.text), len(choice.words)
+            self._write_plain(choice, word)
+            return False
+        stopped = self._add_text(choice, text)
+        reason = "stop" if stopped else reason
+        if reason:
+            choice.finish = reason
+            self.open -= 1
+        if self.ask.stream:
+            self._stream(choice)
+        if not self.open:
+            self.end()
+        return stopped
+
+    def fail(self, error: ApiError) -> None:
+        """End the answer with an error: an event in a stream that has begun, else the whole body."""
+        if not self.open:
+            return
+        self.open = 0
+        self.failed = error
+        if self.ask.stream:
+            self.write(b"data: " + dump(error.body()) + b"\n\n" + b"")
+            self.write(DONE)
+        self.close()
+
+    def begin(self) -> None:
+        """Write what comes before the first token."""
+        self.started = True
+        for event in self.opening():
+            self.write(event)
+
+    def end(self) -> None:
+        """Write what comes after the last token and hand the answer over."""
+        if self.ask.stream:
+            for event in self.closing():
+                self.write(event)
+        self.close()
+
+    # -- text ----------------------------------------------------------------------------------
+
+    def _add_text(self, choice: Choice, text: str) -> bool:
+        """Append text; cut it at a stop string."""
+        if self.ask.echo and len(choice.words) == 1:
+            choice.text = decode(self.ask.prompts[choice.prompt])
+            text = "" if self.ask.echo_only else text
+        searched = max(0, len(choice.text) - max((len(s) for s in self.ask.stop), default=0))
+        choice.text += text
+        if not self.ask.stop or len(choice.words) <= self.ask.min_tokens:
+            return False
+        hits = [(choice.text.find(s, searched), s) for s in self.ask.stop]
+        hits = [(at, s) for at, s in hits if at >= 0]
+        if not hits:
+            return False
+        at, choice.stop_reason = min(hits)
+        choice.text = choice.text[: at + (len(choice.stop_reason) if self.ask.include_stop else 0)]
+        return True
+
+    def _stream(self, choice: Choice) -> None:
+        """Write the text that may be shown by now."""
+        pending = len(choice.words) - choice.sent_words
+        if not choice.finish and choice.sent_words and pending < self.config.stream_interval:
+            return
+        end = len(choice.text) if choice.finish else max(choice.sent, len(choice.text) - self._hold)
+        part = choice.text[choice.sent : end]
+        first = choice.sent_words
+        choice.sent, choice.sent_words = end, len(choice.words)
+        self.write(self.chunk(choice, part, first))
+
+    def _write_plain(self, choice: Choice, word: int) -> None:
+        """Write the common event from its constant parts."""
+        frame = self._frames.get(choice.index)
+        if frame is None:
+            mark = "\x00"
+            before, _, after = self.chunk(choice, mark, len(choice.words)).partition(b"\\u0000")
+            frame = self._frames[choice.index] = (before, after)
+        self.write(frame[0] + (JSON_TEXTS[word] if word >= 0 else b"") + frame[1])
+
+    # -- shared parts of the formats -----------------------------------------------------------
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(len(p) for p in self.ask.prompts)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated so far."""
+        return sum(len(c.words) for c in self.choices)
+
+    def usage(self, **more: Any) -> dict[str, Any]:
+        """Give the usage object."""
+        prompt, completion = self.prompt_tokens, self.completion_tokens
+        return {
+            "prompt_tokens": prompt,
+            "total_tokens": prompt + completion,
+            "completion_tokens": completion,
+            **more,
+        }
+
+    def details(self) -> dict[str, Any] | None:
+        """Give prompt_tokens_details where --enable-prompt-tokens-details asks for it."""
+        cached = sum(c.cached for c in self.choices)
+        return {"cached_tokens": cached} if self.config.prompt_details and cached else None
+
+    def tokens(self, choice: Choice, first: int = 0) -> list[int] | None:
+        """Give token ids where the request asks for them."""
+        if not self.ask.token_ids:
+            return None
+        return [TOKENS[w] if w >= 0 else EOS for w in choice.words[first:]]
+
+    def event(self, body: Any) -> bytes:
+        """Frame one event."""
+        return b"data: " + dump(body) + b"\n\n"
+
+    # -- formats -------------------------------------------------------------------------------
+
+    def opening(self) -> list[bytes]:
+        """Give the events before the first token."""
+        return []
+
+    def chunk(self, choice: Choice, text: str, first: int) -> bytes:
+        """Give the event of new text."""
+        raise NotImplementedError
+
+    def closing(self) -> list[bytes]:
+        """Give the events after the last token."""
+        raise NotImplementedError
+
+    def whole(self) -> Any:
+        """Give the unary body."""
+        raise NotImplementedError
+
+
+def _stamp(value: dict[str, Any], identity: Identity) -> dict[str, Any]:
+    return value if identity.fingerprint is None else {**value, "system_fingerprint": identity.fingerprint}
+
+
+class CompletionAnswer(Answer):
+    """/v1/completions."""
+
+    def _base(self, object_name: str = "text_completion") -> dict[str, Any]:
+        who = self.identity
+        return {"id": who.id, "object": object_name, "created": who.created, "model": who.model}
+
+    def chunk(self, choice: Choice, text: str, first: int) -> bytes:
+        """One text event."""
+        show_prompt = first == 0 and (self.ask.token_ids or self.ask.echo)
+        entry = {
+            "index": choice.index,
+            "text": text,
+            "logprobs": self._logprobs(choice, first),
+            "finish_reason": choice.finish or None,
+            "stop_reason": choice.stop_reason,
+            "prompt_token_ids": list(self.ask.prompts[choice.prompt]) if show_prompt else None,
+            "token_ids": self.tokens(choice, first),
+        }
+        body = {**self._base(), "choices": [entry]}
+        if self.ask.continuous_usage:
+            body["usage"] = self.usage()
+        if choice.finish and not self.ask.usage:
+            body = _stamp(body, self.identity)
+        return self.event(body)
+
+    def closing(self) -> list[bytes]:
+        """Usage where asked for, then the end mark."""
+        if not self.ask.usage:
+            return [DONE]
+        body = _stamp({**self._base(), "choices": [], "usage": self._last_usage()}, self.identity)
+        return [self.event(body), DONE]
+
+    def _last_usage(self) -> dict[str, Any]:
+        details = self.details()
+        return self.usage(**({"prompt_tokens_details": details} if details else {}))
+
+    def whole(self) -> Any:
+        """The unary body."""
+        return {
+            **self._base(),
+            "choices": [self._entry(c) for c in self.choices],
+            "service_tier": None,
+            "system_fingerprint": self.identity.fingerprint,
+            "usage": self.usage(prompt_tokens_details=self.details(), completion_tokens_details=None),
+            "kv_transfer_params": self.transfer,
+            "ec_transfer_params": None,
+            "metrics": self.metrics,
+        }
+
+    def _entry(self, choice: Choice) -> dict[str, Any]:
+        prompt = list(self.ask.prompts[choice.prompt]) if self.ask.token_ids else None
+        return {
+            "index": choice.index,
+            "text": choice.text,
+            "logprobs": self._logprobs(choice, 0),
+            "finish_reason": choice.finish,
+            "stop_reason": choice.stop_reason,
+            "token_ids": self.tokens(choice),
+            "prompt_logprobs": None,
+            "prompt_token_ids": prompt,
+            "routed_experts": None,
+        }
+
+    def _logprobs(self, choice: Choice, first: int) -> dict[str, Any] | None:
+        count = self.ask.logprobs
+        if count is None:
+            return None
+        places = range(first, len(choice.words))
+        texts = [TEXTS[choice.words[p]] if choice.words[p] >= 0 else "" for p in places]
+        own = [logprob_at(choice.index, p) for p in places]
+        offsets, at = [], sum(len(TEXTS[w]) for w in choice.words[:first] if w >= 0)
+        for text in texts:
+            offsets.append(at)
+            at += len(text)
+        tops = [_tops(text, value, p, count) for text, value, p in zip(texts, own, places, strict=True)]
+        return {"text_offset": offsets, "token_logprobs": own, "tokens": texts, "top_logprobs": tops}
+
+
+def _tops(text: str, value: float, place: int, count: int) -> dict[str, float]:
+    """Give the likeliest tokens of one place, the chosen one first."""
+    others = {" " + WORDS[(place * 7 + r) % len(WORDS)]: logprob_at(place, r, r) for r in range(1, count)}
+    return {text: value, **{k: v for k, v in others.items() if k != text}}
+
+
+class ChatAnswer(Answer):
+    """/v1/chat/completions."""
+
+    def _base(self, object_name: str) -> dict[str, Any]:
+        who = self.identity
+        return {"id": who.id, "object": object_name, "created": who.created, "model": who.model}
+
+    def opening(self) -> list[bytes]:
+        """The role of every choice."""
+        return [self._role(choice) for choice in self.choices]
+
+    def _role(self, choice: Choice) -> bytes:
+        delta = {"role": self.ask.role, "content": ""}
+        entry = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None}
+        body = {**self._base("chat.completion.chunk"), "choices": [entry]}
+        if self.ask.continuous_usage:
+            prompt = self.prompt_tokens
+            body["usage"] = {
+                "prompt_tokens": prompt,
+                "total_tokens": prompt,
+                "completion_tokens": 0,
+                "completion_tokens_details": None,
+            }
+        body["prompt_token_ids"] = list(self.ask.prompts[0]) if self.ask.token_ids else None
+        body["prompt_text"] = None
+        return self.event(body)
+
+    def chunk(self, choice: Choice, text: str, first: int) -> bytes:
+        """One content event."""
+        entry: dict[str, Any] = {
+            "index": choice.index,
+            "delta": {"content": text},
+            "logprobs": self._logprobs(choice, first),
+            "finish_reason": choice.finish or None,
+        }
+        if choice.finish:
+            entry["stop_reason"] = choice.stop_reason
+        entry["token_ids"] = self.tokens(choice, first)
+        body = {**self._base("chat.completion.chunk"), "choices": [entry]}
+        if self.ask.continuous_usage:
+            body["usage"] = self.usage(completion_tokens_details=None)
+        if choice.finish and not self.ask.usage:
+            body = _stamp(body, self.identity)
+        return self.event(body)
+
+    def closing(self) -> list[bytes]:
+        """Usage where asked for, then the end mark."""
+        if not self.ask.usage:
+            return [DONE]
+        details = self.details()
+        usage = self.usage(**({"prompt_tokens_details": details} if details else {}))
+        body = {**self._base("chat.completion.chunk"), "choices": [], "usage": usage}
+        return [self.event(_stamp(body, self.identity)), DONE]
+
+    def whole(self) -> Any:
+        """The unary body."""
+        return {
+            **self._base("chat.completion"),
+            "choices": [self._entry(c) for c in self.choices],
+            "service_tier": None,
+            "system_fingerprint": self.identity.fingerprint,
+            "usage": self.usage(prompt_tokens_details=self.details(), completion_tokens_details=None),
+            "prompt_logprobs": None,
+            "prompt_token_ids": list(self.ask.prompts[0]) if self.ask.token_ids else None,
+            "prompt_text": None,
+            "kv_transfer_params": self.transfer,
+            "ec_transfer_params": None,
+            "metrics": self.metrics,
+        }
+
+    def _entry(self, choice: Choice) -> dict[str, Any]:
+        message = {
+            "role": self.ask.role,
+            "content": choice.text,
+            "refusal": None,
+            "annotations": None,
+            "audio": None,
+            "function_call": None,
+            "reasoning": None,
+        }
+        return {
+            "index": choice.index,
+            "message": message,
+            "logprobs": self._logprobs(choice, 0),
+            "finish_reason": choice.finish,
+            "stop_reason": choice.stop_reason,
+            "token_ids": self.tokens(choice),
+            "routed_experts": None,
+        }
+
+    def _logprobs(self, choice: Choice, first: int) -> dict[str, Any] | None:
+        if self.ask.logprobs is None:
+            return None
+        return {"content": [self._place(choice, p) for p in range(first, len(choice.words))]}
+
+    def _place(self, choice: Choice, place: int) -> dict[str, Any]:
+        word = choice.words[place]
+        text, value = TEXTS[word] if word >= 0 else "", logprob_at(choice.index, place)
+        tops = _tops(text, value, place, self.ask.logprobs or 0) if self.ask.logprobs else {}
+        return {**_scored(text, value), "top_logprobs": [_scored(t, v) for t, v in tops.items()]}
+
+
+def _scored(text: str, value: float) -> dict[str, Any]:
+    return {"token": text, "logprob": value, "bytes": list(text.encode())}
+
+

@@ -1,0 +1,163 @@
+"""One engine process from start to end: rendezvous, load, listen, serve, and leave as vLLM leaves.
+
+In: an EngineConfig. Out: the exit code. The times after a signal or a death are those measured on
+vLLM 0.32.0, times --sim-teardown-scale.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+from time import time
+
+from llmfleet_sim.app import Api
+from llmfleet_sim.config import EngineConfig
+from llmfleet_sim.errors import engine_dead
+from llmfleet_sim.execute import Engine
+from llmfleet_sim.faults import Faults
+from llmfleet_sim.group.app import LeaderGroup, RendezvousError
+from llmfleet_sim.group.client import follow
+from llmfleet_sim.telemetry import Telemetry, set_up_log
+
+log = logging.getLogger("llmfleet_sim")
+_DEATH_SECONDS = 2.5
+_EXIT_SECONDS = 0.2
+_DRAINED_SECONDS = 6.0
+
+
+def run(config: EngineConfig) -> int:
+    """Run until the end; gives the exit code."""
+    set_up_log(rank=config.rank, level=config.env.log_level)
+    log.info("vLLM API server version %s (simulated), model %s", config.version, config.model)
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(_main(config))
+    return uvloop.run(_main(config))
+
+
+async def _main(config: EngineConfig) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    if config.headless:
+        return await follow(config, stop)
+    try:
+        bound = bind(config.host, config.port)
+    except OSError as error:
+        log.error("cannot bind %s:%d: %s", config.host or "*", config.port, error.strerror)
+        return 1
+    lead = asyncio.create_task(_lead(config, bound, stop))
+    return await lead
+
+
+async def _lead(config: EngineConfig, bound: socket.socket, stop: asyncio.Event) -> int:
+    """Be rank 0: start the group, load, serve, leave."""
+    group = LeaderGroup(nodes=config.nodes, port=config.master_port) if config.nodes > 1 else None
+    started = asyncio.create_task(_start(config, group))
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({started, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if not started.done():
+            started.cancel()
+            return 0
+        started.result()
+        return await serve(config, group, bound, stop)
+    except RendezvousError as error:
+        log.error("%s", error)
+        return 1
+    finally:
+        stopped.cancel()
+        if group is not None:
+            group.close()
+
+
+async def _start(config: EngineConfig, group: LeaderGroup | None) -> None:
+    """Meet the other ranks and load the model."""
+    if group is not None:
+        await group.rendezvous(config.rendezvous_timeout)
+    await asyncio.sleep(config.load_seconds)
+
+
+async def serve(
+    config: EngineConfig, group: LeaderGroup | None, bound: socket.socket, stop: asyncio.Event
+) -> int:
+    """Serve until a signal or the engine's death."""
+    telemetry = _telemetry(config)
+    engine = Engine(config, telemetry, Faults(), group)
+    api = Api(config, engine, telemetry)
+    died = asyncio.Event()
+    engine.on_death = died.set
+    worker = asyncio.create_task(engine.run())
+    await api.listen(bound)
+    log.info("Application startup complete, listening on port %d", config.port)
+    await _first(stop, died)
+    code = await (_leave_dead(config, api) if died.is_set() else _leave(config, api, died))
+    worker.cancel()
+    return code
+
+
+async def _first(*events: asyncio.Event) -> None:
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+
+async def _leave_dead(config: EngineConfig, api: Api) -> int:
+    """After an engine death the API server goes away by itself, with exit code 0."""
+    await asyncio.sleep(_DEATH_SECONDS * config.teardown_scale)
+    api.stop_listening()
+    return 0
+
+
+async def _leave(config: EngineConfig, api: Api, died: asyncio.Event) -> int:
+    """After SIGTERM: fail what runs, or let it finish within --shutdown-timeout."""
+    log.info("shutting down, %d requests in flight", api.open_requests)
+    if not config.shutdown_timeout:
+        api.stop_listening()
+        api.engine.fail_all(engine_dead())
+        await asyncio.sleep(_EXIT_SECONDS * config.teardown_scale)
+        return 0
+    api.draining = True
+    loop = asyncio.get_running_loop()
+    end = loop.time() + config.shutdown_timeout
+    while api.in_flight() and loop.time() < end and not died.is_set():
+        await asyncio.sleep(0.02)
+    api.engine.fail_all(engine_dead())
+    await asyncio.sleep(_DRAINED_SECONDS * config.teardown_scale)
+    api.stop_listening()
+    return 0
+
+
+def bind(host: str | None, port: int) -> socket.socket:
+    """Bind without listening: the port is taken, and refuses connections until the engine is up."""
+    family = socket.AF_INET6 if host and ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind((host or "0.0.0.0", port))  # noqa: S104 - vLLM's own default
+    bound.setblocking(False)
+    return bound
+
+
+def _telemetry(config: EngineConfig) -> Telemetry:
+    """Make the metrics of this engine."""
+    blocks = config.blocks
+    shown = {
+        "block_size": str(config.block_size),
+        "effective_attention_block_size": str(config.block_size),
+        "enable_prefix_caching": str(config.prefix_caching),
+        "num_gpu_blocks": str(blocks),
+        "kv_cache_size_tokens": str(blocks * config.block_size),
+        "kv_cache_max_concurrency": str(blocks * config.block_size / config.max_model_len),
+    }
+    return Telemetry(
+        model=config.names[0],
+        max_model_len=config.max_model_len,
+        custom_buckets=config.custom_buckets,
+        cache_config=shown,
+        connector=config.connector is not None,
+        consumer=config.connector is not None and config.connector.consumes,
+        started=time(),
+    )
