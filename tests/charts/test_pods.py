@@ -85,11 +85,11 @@ def test_a_label_on_every_object_restarts_no_pod() -> None:
 
 
 def test_changed_router_settings_roll_the_router_and_nothing_else() -> None:
-    before, after = render("dev"), render("dev", {"fleet": {"router": {"settings": {"log": {"level": "debug"}}}}})
+    before, after = render("dev"), render("dev", {"fleet": {"router": {"settings": {"logLevel": "debug"}}}})
     changed = {name for name, spec in pod_specs(after).items() if spec != pod_specs(before)[name]}
     assert changed == {"Deployment/demo-router"}
     settings = find(after, "ConfigMap", "demo-router-settings")["data"]["settings.yaml"]
-    assert yaml.safe_load(settings) == {"log": {"level": "debug"}}
+    assert yaml.safe_load(settings) == {"logLevel": "debug"}
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -33,6 +33,11 @@
 {{- .Values.operator.release | default .Release.Name -}}
 {{- end }}
 
+{{- /* llmfleet-fleet.operatorIdentity: who builds this fleet, as the operator calls itself. Takes: the root. */}}
+{{- define "llmfleet-fleet.operatorIdentity" -}}
+{{- printf "%s/%s" (include "llmfleet-fleet.operatorNamespace" .) (include "llmfleet-fleet.operatorRelease" .) -}}
+{{- end }}
+
 {{- /* llmfleet-fleet.operatorServiceAccount: the account that may write in this namespace. Takes: the root. */}}
 {{- define "llmfleet-fleet.operatorServiceAccount" -}}
 {{- $scope := dict "Name" (include "llmfleet-fleet.operatorRelease" .) -}}

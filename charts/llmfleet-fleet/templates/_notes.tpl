@@ -18,7 +18,7 @@ Check the whole path:
 
   helm test {{ .Release.Name }} --namespace {{ include "llmfleet.releaseNamespace" . }}
 {{- end }}
-{{- else if not .Values.models }}
+{{- else if not $model }}
 No model is served yet. Name one under `models`, for instance in a file for --values:
 
   {{ if .Chart.IsRoot }}models:{{ else }}fleet:

@@ -1,25 +1,27 @@
-#!/usr/bin/env python3
-"""Write values.schema.json and the README table of every chart from its values.yaml.
+"""values.schema.json and the README table of every chart, from its values.yaml.
 
-In: each chart's values.yaml with one `# --` line above every key, the rules below, and the LLMCluster CRD (so that a
-model's fields are checked before anything is sent). Out: the files, or with --check a list of those that differ and
-exit 1. Never changes values.yaml, never contacts a cluster.
+In: each chart's values.yaml with one `# --` line above every key, the rules below, the LLMCluster schema (so that a
+model's fields are checked before anything is sent), and the bounds of the router's settings. Out: the files as text.
+It writes nothing and contacts no cluster.
 """
 
-import argparse
+from __future__ import annotations
+
 import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import make_crds
 import yaml
 
-HERE = Path(__file__).resolve().parent
-CRD = HERE / "llmfleet-crds" / "crds" / "serving.ai_llmclusters.yaml"
-MARKS = ("<!-- values: written by charts/generate -->", "<!-- end of values -->")
+MARKS = ("<!-- values: written by ci/generate -->", "<!-- end of values -->")
 Schema = dict[str, Any]
+Notes = Mapping[tuple[str, ...], str]
 
 OBJECT: Schema = {"type": "object"}
 OBJECTS: Schema = {"type": "array", "items": OBJECT}
@@ -64,7 +66,6 @@ SHAPES: dict[str, Schema] = {
         "additionalProperties": False,
     },
     "securityContext": OBJECT,
-    "settings": OBJECT,
     "tolerations": OBJECTS,
     "topologySpreadConstraints": OBJECTS,
 }
@@ -103,34 +104,38 @@ RULES: dict[str, Schema] = {
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 
 
-def main() -> int:
-    """Write or check the files of every chart that has values."""
-    parser = argparse.ArgumentParser(description="Write each chart's values.schema.json and README table.")
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 when a file is not what it should be"
-    )
-    check = parser.parse_args().check
-    stale = [path for path, text in generated(HERE) if not path.exists() or path.read_text() != text]
-    for path, text in generated(HERE):
-        if path in stale and not check:
-            path.write_text(text)
-        if path in stale:
-            print(f"{'differs' if check else 'wrote'}: {path.relative_to(HERE.parent)}")
-    return 1 if check and stale else 0
-
-
-def generated(charts: Path) -> Iterator[tuple[Path, str]]:
-    """Every file this script owns, with its content."""
-    for values in sorted(charts.glob("llmfleet*/values.yaml")):
-        chart, text = values.parent, values.read_text()
-        if chart.name == "llmfleet-crds":
-            continue
+def outputs(root: Path) -> dict[Path, str]:
+    """The schema and the README of every chart that has values."""
+    spec, limits = cluster_fields(root), router_limits(root)
+    files: dict[Path, str] = {}
+    for values in sorted(root.glob("charts/llmfleet*/values.yaml")):
+        chart, text = values.parent, values.read_text(encoding="utf-8")
         readme = chart / "README.md"
-        yield chart / "values.schema.json", json.dumps(chart_schema(chart.name, text), indent=2) + "\n"
-        yield readme, with_table(readme.read_text(), text)
+        if chart.name == "llmfleet-crds" or not readme.exists():
+            continue
+        schema = chart_schema(chart.name, text, spec, limits)
+        files[chart / "values.schema.json"] = json.dumps(schema, indent=2) + "\n"
+        files[readme] = with_table(readme.read_text(encoding="utf-8"), text)
+    return files
 
 
-def chart_schema(chart: str, text: str) -> Schema:
+def cluster_fields(root: Path) -> dict[str, Schema]:
+    """The fields of an LLMCluster's spec as the CRD says them."""
+    version = make_crds.build_crds(make_crds.load_source(root))[0]["spec"]["versions"][0]
+    found: dict[str, Schema] = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    return found
+
+
+def router_limits(root: Path) -> ModuleType:
+    """The module that says what the router's settings may be."""
+    if str(root / "controllers") not in sys.path:
+        sys.path.insert(0, str(root / "controllers"))
+    from llmfleet.router import limits
+
+    return limits
+
+
+def chart_schema(chart: str, text: str, spec: Mapping[str, Schema], limits: ModuleType) -> Schema:
     """The schema of one chart's values, closed at every level that is ours."""
     schema = object_schema(yaml.safe_load(text), comments(text), ())
     properties = schema["properties"]
@@ -145,7 +150,8 @@ def chart_schema(chart: str, text: str) -> Schema:
         properties["enabled"] = {"description": "Set by the umbrella chart, whose condition it is", "type": "boolean"}
         properties.setdefault("global", OBJECT)
     if chart == "llmfleet-fleet":
-        add_models(schema)
+        add_models(schema, spec)
+        add_settings(schema["properties"]["router"]["properties"]["settings"], limits)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"Values of the chart {chart}",
@@ -169,13 +175,13 @@ def comments(text: str) -> dict[tuple[str, ...], str]:
     return found
 
 
-def object_schema(values: Mapping[str, Any], notes: Mapping[tuple[str, ...], str], path: tuple[str, ...]) -> Schema:
+def object_schema(values: Mapping[str, Any], notes: Notes, path: tuple[str, ...]) -> Schema:
     """A closed object: no key but those of values.yaml."""
     properties = {key: key_schema(value, notes, (*path, key)) for key, value in values.items()}
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
-def key_schema(value: Any, notes: Mapping[tuple[str, ...], str], path: tuple[str, ...]) -> Schema:
+def key_schema(value: Any, notes: Notes, path: tuple[str, ...]) -> Schema:
     """One key: its comment, its default's type, and what the rules add."""
     key = path[-1]
     if path not in notes:
@@ -188,10 +194,10 @@ def key_schema(value: Any, notes: Mapping[tuple[str, ...], str], path: tuple[str
     return head | {"type": TYPES[type(value)]} | RULES.get(key, {})
 
 
-def add_models(schema: Schema) -> None:
+def add_models(schema: Schema, cluster: Mapping[str, Schema]) -> None:
     """Let `engine` and each model take an LLMCluster's fields, with the image in parts."""
     image = schema["properties"]["engine"]["properties"]["image"]
-    spec = {name: plain(field) for name, field in crd_fields().items() if name not in ("image", "imagePullPolicy")}
+    spec = {name: plain(field) for name, field in cluster.items() if name not in ("image", "imagePullPolicy")}
     instances = {
         "description": "How many instances of this model run",
         "type": "integer",
@@ -217,16 +223,34 @@ def add_models(schema: Schema) -> None:
     }
 
 
+def add_settings(schema: Schema, limits: ModuleType) -> None:
+    """Let `router.settings` take what the router itself accepts, within the same bounds."""
+    sections = {field.name: field.default for field in fields(limits.Settings) if is_dataclass(field.default)}
+    schema["properties"] = {
+        name: {
+            "type": "object",
+            "properties": {limits.camel(number.name): bounds(number) for number in fields(section)},
+            "additionalProperties": False,
+        }
+        for name, section in sections.items()
+    }
+    schema["properties"] |= {
+        "forwardHeaders": {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"}},
+        "logLevel": {"enum": list(limits.LOG_LEVELS)},
+    }
+    schema["additionalProperties"] = False
+
+
+def bounds(number: Field[Any]) -> Schema:
+    """One number of the router's settings."""
+    whole = isinstance(number.default, int) and number.name.startswith("max_")
+    low, high = number.metadata["low"], number.metadata["high"]
+    return {"type": "integer" if whole else "number", "minimum": low, "maximum": high}
+
+
 def reference(name: str) -> Schema:
     """Point at a definition."""
     return {"$ref": f"#/$defs/{name}"}
-
-
-def crd_fields() -> dict[str, Schema]:
-    """The fields of an LLMCluster's spec as the CRD says them."""
-    version = yaml.safe_load(CRD.read_text())["spec"]["versions"][0]
-    fields: dict[str, Schema] = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
-    return fields
 
 
 def plain(field: Schema, *, item: bool = False) -> Schema:
@@ -266,7 +290,7 @@ def table(text: str) -> str:
 
 
 def leaves(
-    values: Mapping[str, Any], notes: Mapping[tuple[str, ...], str], path: tuple[str, ...]
+    values: Mapping[str, Any], notes: Notes, path: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], Any, str]]:
     """Keys with their defaults; a Kubernetes shape counts as one value."""
     for key, value in values.items():
@@ -275,7 +299,3 @@ def leaves(
             yield from leaves(value, notes, here)
         else:
             yield here, value, notes[here]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

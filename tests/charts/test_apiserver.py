@@ -1,0 +1,104 @@
+"""A real apiserver takes every object of every profile: types, unknown fields, CEL, restricted pods."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from rendering import CHARTS, PROFILES, ROOT, Object, find, of_kind, pod_templates, render, title
+
+sys.path.insert(0, str(ROOT / "tests" / "fakes"))
+from apiserver import Answer, Apiserver, install_crds, running_apiserver
+
+NAMESPACE = "team-a"
+COLLECTIONS = {
+    "ClusterRole": "rbac.authorization.k8s.io/v1",
+    "ClusterRoleBinding": "rbac.authorization.k8s.io/v1",
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apiserver]:
+    """One apiserver with the CRDs and a namespace that enforces the restricted standard."""
+    with running_apiserver(tmp_path_factory.mktemp("apiserver")) as running:
+        install_crds(running, CHARTS / "llmfleet-crds" / "crds")
+        labels = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
+        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}
+        answer = running.call("POST", "/api/v1/namespaces", body)
+        assert answer.status == 201, answer.message
+        yield running
+
+
+def plural(kind: str) -> str:
+    """The kind's name in a path."""
+    lower = kind.lower()
+    return f"{lower[:-1]}ies" if lower.endswith("y") else f"{lower}s"
+
+
+def dry_run(server: Apiserver, thing: Object) -> Answer:
+    """Create an object without storing it; unknown fields are errors."""
+    group = "/api/v1" if thing["apiVersion"] == "v1" else f"/apis/{thing['apiVersion']}"
+    place = "" if thing["kind"] in COLLECTIONS else f"/namespaces/{thing['metadata']['namespace']}"
+    return server.call("POST", f"{group}{place}/{plural(thing['kind'])}", thing, params={"dryRun": "All"})
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_apiserver_takes_every_object(server: Apiserver, profile: str) -> None:
+    extra = {"fleet": {"networkPolicy": {"enabled": True}}, "controllers": {"networkPolicy": {"enabled": True}}}
+    for thing in render(profile, extra, namespace=NAMESPACE):
+        answer = dry_run(server, thing)
+        assert answer.status == 201, f"{title(thing)}: {answer.message}"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_restricted_namespace_admits_every_pod(server: Apiserver, profile: str) -> None:
+    for name, template in pod_templates(render(profile, namespace=NAMESPACE)).items():
+        metadata = {"name": "probe", "namespace": NAMESPACE, "labels": template["metadata"].get("labels", {})}
+        answer = dry_run(server, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
+        assert answer.status == 201, f"{name}: {answer.message}"
+
+
+def test_the_apiserver_still_refuses_what_the_schema_cannot_see(server: Apiserver) -> None:
+    cluster = of_kind(render("dev", namespace=NAMESPACE), "LLMCluster")[0]
+    cluster["spec"]["inferenceArgs"] = {"extraArgs": ["--tensor-par=4"]}
+    answer = dry_run(server, cluster)
+    assert (answer.status, "extraArgs" in answer.message) == (422, True), answer.message
+
+
+def test_the_labels_and_names_of_the_longest_release_are_taken(server: Apiserver) -> None:
+    model = {"instances": 1, "model": "x", "replicas": 1, "gpusPerPod": 1, "tensorParallelSize": 1}
+    objects = render("dev", {"fleet": {"models": {"m" * 30: model}}}, release="r" * 53, namespace=NAMESPACE)
+    for thing in objects:
+        answer = dry_run(server, thing)
+        assert answer.status == 201, f"{title(thing)}: {answer.message}"
+
+
+def test_the_route_sync_role_reads_its_configmap_and_no_other(server: Apiserver) -> None:
+    objects = render("dev", namespace=NAMESPACE)
+    for kind, name in (("Role", "demo-router-sync"), ("RoleBinding", "demo-router-sync")):
+        thing = find(objects, kind, name)
+        path = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/{plural(kind)}/{name}"
+        assert server.apply(path, thing).status in (200, 201)
+    user = f"system:serviceaccount:{NAMESPACE}:demo-router"
+    for verb, name, allowed in (
+        ("get", "demo-router-backends", True),
+        ("watch", "demo-router-backends", True),
+        ("get", "demo-router-settings", False),
+        ("patch", "demo-router-backends", False),
+        ("list", "", False),
+    ):
+        assert may(server, user, verb, "", "configmaps", name) is allowed, (verb, name)
+
+
+def may(server: Apiserver, user: str, verb: str, group: str, resource: str, name: str) -> bool:
+    """What `kubectl auth can-i` would say."""
+    attributes = {"namespace": NAMESPACE, "verb": verb, "group": group, "resource": resource, "name": name}
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {"user": user, "resourceAttributes": attributes},
+    }
+    answer = server.call("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
+    return bool(answer.body["status"]["allowed"])
