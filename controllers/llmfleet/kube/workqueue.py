@@ -34,6 +34,8 @@ Source = tuple[Cache, Mapping_]
 
 UNSYNCED_SECONDS: Final = 0.1
 STUCK_SECONDS: Final = 300.0
+STOP_SECONDS: Final = 5.0
+"""How long passes under way may take to finish; afterwards their writes are fenced by the released lease."""
 
 
 class WorkQueue:
@@ -175,12 +177,13 @@ class Manager:
             controller.queue.close()
         for reflector in self._reflectors:
             reflector.interrupt()
+        deadline = time.monotonic() + STOP_SECONDS
         for thread in threads:
-            thread.join(timeout=5.0)
+            thread.join(timeout=max(deadline - time.monotonic(), 0.0))
 
-    def synced(self) -> bool:
-        """True when every cache has its first list."""
-        return all(cache.synced() for cache in self._caches.values())
+    def unsynced(self) -> list[str]:
+        """Kinds whose first list is not in yet, though it could be."""
+        return sorted({str(cache.kind) for cache in self._caches.values() if not cache.settled()})
 
     def stuck(self) -> list[str]:
         """Passes that have been running for so long that only a restart helps."""

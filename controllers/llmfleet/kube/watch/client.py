@@ -61,7 +61,8 @@ class Cache:
         self._matches: Matcher = parse_selector(label_selector)
         self._store = Store()
         self._lock = threading.Lock()
-        self._synced: dict[str, float] = {}
+        self._synced: set[str] = set()
+        self._refused: set[str] = set()
         self._subscribers: List[Subscriber] = []
 
     def get(self, namespace: str, name: str) -> Manifest | None:
@@ -90,6 +91,14 @@ class Cache:
             return namespace in self._synced
         return all(watched in self._synced for watched in self.namespaces)
 
+    def refuse(self, namespace: str) -> None:
+        """We may not read this namespace, at least not yet."""
+        self._refused.add(namespace)
+
+    def settled(self) -> bool:
+        """Synced, but for namespaces named one by one that we may not read: their permissions may come later."""
+        return all(watched in self._synced or (watched and watched in self._refused) for watched in self.namespaces)
+
     def subscribe(self, subscriber: Subscriber) -> None:
         """Call `subscriber(before, after)` on every change; it must only enqueue."""
         self._subscribers.append(subscriber)
@@ -115,7 +124,8 @@ class Cache:
         """A whole list arrived."""
         with self._lock:
             changes = self._store.replace(objects, version, lambda key: not namespace or key.namespace == namespace)
-            self._synced[namespace] = time.monotonic()
+            self._synced.add(namespace)
+            self._refused.discard(namespace)
         self._tell(changes)
 
     def forget_versions(self) -> None:
@@ -243,6 +253,8 @@ class Reflector:
             self._cache.replace([], 0, self._namespace)
             self._version = ""
             return ABSENT_SECONDS * random.uniform(0.8, 1.2)
+        if isinstance(error, Forbidden):
+            self._cache.refuse(self._namespace)
         self._report(error)
         return self._next_pause(error.retry_after if isinstance(error, KubeError) else 0.0)
 

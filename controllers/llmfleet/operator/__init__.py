@@ -1,0 +1,1 @@
+"""The operator process: one lease, all caches, the deploy and route controllers."""

@@ -1,0 +1,1 @@
+"""What runs before `helm uninstall` deletes anything."""
