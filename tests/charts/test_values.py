@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rendering import CHARTS, OWN_CHARTS, ROOT, refusal, render, run
+from llmfleet.router.limits import Settings
+from rendering import CHARTS, OWN_CHARTS, ROOT, find, refusal, render, run
 
 
 def nested(path: str, value: Any) -> dict[str, Any]:
@@ -47,6 +48,24 @@ def test_a_schema_is_closed_where_the_shape_is_ours(chart: str) -> None:
     known = {"/properties/global", *(f"/properties/{name}" for name in ("crds", "controllers", "fleet", "monitoring"))}
     assert not {path for path in opened - known if "extraEnv" not in path and "podTemplate" not in path}
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+def leaf_keys(values: dict[str, Any]) -> set[str]:
+    """The last part of every key that takes a value."""
+    found = set()
+    for key, value in values.items():
+        found |= leaf_keys(value) if isinstance(value, dict) and value else {key}
+    return found
+
+
+@pytest.mark.parametrize("chart", OWN_CHARTS)
+def test_every_value_is_read_somewhere(chart: str) -> None:
+    files = [*(CHARTS / chart / "templates").rglob("*"), CHARTS / chart / "Chart.yaml"]
+    text = "\n".join(file.read_text() for file in files if file.is_file())
+    keys = leaf_keys(yaml.safe_load((CHARTS / chart / "values.yaml").read_text()))
+    # A group handed over whole: the keys of a resource list and of the monitors' namespace selector.
+    passed_through = {"cpu", "memory", "any"}
+    assert not {key for key in keys - passed_through if key not in text}
 
 
 @pytest.mark.parametrize(
@@ -138,6 +157,12 @@ def test_a_release_name_that_starts_with_a_digit_is_refused() -> None:
 def test_the_fleet_chart_alone_asks_for_its_operator() -> None:
     text = refusal({"global": {"imageRegistry": "localhost"}}, profile="", chart="llmfleet-fleet")
     assert "write operator.release=NAME and operator.namespace=NAMESPACE" in text
+
+
+def test_a_stopping_router_has_as_long_as_its_default_settings_ask_for() -> None:
+    drain = Settings().drain
+    pod = find(render("dev"), "Deployment", "demo-router")["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == drain.settle_seconds + drain.timeout_seconds + 10
 
 
 def test_a_model_is_switched_off_by_null() -> None:
