@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-sys.path.insert(0, str(ROOT / "ci" / "generate.d"))
+from fakes.apiserver import Apiserver, install_crds, running_apiserver
 
-from fakes.apiserver import Apiserver, install_crds, running_apiserver  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "ci" / "generate.d"))  # tests read the schema through the generator
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from crd_objects import FLEET, REMOVED, Object, disaggregated, monolithic, role_fleet, shape, template
+from crds.crd_objects import FLEET, REMOVED, Object, disaggregated, monolithic, role_fleet, shape, template
 
 Case = tuple[str, Object, str, str]
 
@@ -50,7 +50,12 @@ MODES: list[Case] = [
     ("monolithic without a minimum", monolithic({"minInstances": REMOVED}), NEEDS_ALL, "spec.mode"),
     ("monolithic without a maximum", monolithic({"maxInstances": REMOVED}), NEEDS_ALL, "spec.mode"),
     ("monolithic without a template", monolithic({"instanceTemplate": REMOVED}), NEEDS_ALL, "spec.mode"),
-    ("monolithic with a prefill block", monolithic({"prefill": role_fleet("prefill")}), "must not have prefill", "mode"),
+    (
+        "monolithic with a prefill block",
+        monolithic({"prefill": role_fleet("prefill")}),
+        "must not have prefill",
+        "mode",
+    ),
     ("monolithic with a decode block", monolithic({"decode": role_fleet("decode")}), "prefill or decode", "mode"),
     ("disaggregated without prefill", disaggregated({"prefill": REMOVED}), "needs both prefill and decode", "mode"),
     ("disaggregated without decode", disaggregated({"decode": REMOVED}), "needs both prefill and decode", "mode"),
@@ -61,7 +66,12 @@ MODES: list[Case] = [
     ("disaggregated with instances", disaggregated({"instances": 1}), OTHER_MODE, "spec.mode"),
     ("disaggregated and External", disaggregated({"policy": "External"}), "only with mode monolithic", "spec.policy"),
     ("an unknown policy", monolithic({"policy": "Cpu"}), '"WorkBudget"', "spec.policy"),
-    ("instances under another policy", monolithic({"instances": 3}), "instances is only for policy External", "instances"),
+    (
+        "instances under another policy",
+        monolithic({"instances": 3}),
+        "instances is only for policy External",
+        "instances",
+    ),
     ("negative instances", monolithic({"policy": "External", "instances": -1}), "equal to 0", "spec.instances"),
 ]
 
@@ -73,7 +83,12 @@ BOUND_CASES: list[Case] = [
     ("prefill bounds crossed", disaggregated({"prefill.minInstances": 5}), BOUNDS, "spec.prefill.minInstances"),
     ("decode bounds crossed", disaggregated({"decode.maxInstances": 0}), "equal to 1", "spec.decode.maxInstances"),
     ("prefill without bounds", disaggregated({"prefill.maxInstances": REMOVED}), "Required", "prefill.maxInstances"),
-    ("no prefill per decode", disaggregated({"coordination.maxPrefillPerDecode": 0}), "equal to 1", "maxPrefillPerDecode"),
+    (
+        "no prefill per decode",
+        disaggregated({"coordination.maxPrefillPerDecode": 0}),
+        "equal to 1",
+        "maxPrefillPerDecode",
+    ),
     ("scale to zero with a minimum", monolithic({"scaleToZero.afterSeconds": 600}), TO_ZERO, "afterSeconds"),
     (
         "scale to zero with a decode minimum",
@@ -142,7 +157,7 @@ SELECTORS: list[Case] = [
     (
         "a prefill template of another fleet",
         disaggregated({"prefill.instanceTemplate.labels": {}}),
-        f"labels of prefill.instanceTemplate must hold every label of scaleTargetRef.labelSelector.matchLabels, {COVERED}",
+        "labels of prefill.instanceTemplate must hold every label of scaleTargetRef.labelSelector.matchLabels",
         "spec.prefill.instanceTemplate",
     ),
     (
@@ -220,7 +235,11 @@ TEMPLATES: list[Case] = [
     ),
     (
         "a template with an exclusive claim",
-        monolithic(templated(storage={"modelCache": {"type": "persistentVolumeClaim", "size": "1Gi", "accessMode": "ReadWriteOnce"}})),
+        monolithic(
+            templated(
+                storage={"modelCache": {"type": "persistentVolumeClaim", "size": "1Gi", "accessMode": "ReadWriteOnce"}}
+            )
+        ),
         "accessMode must be ReadWriteMany or ReadOnlyMany",
         "spec.instanceTemplate.spec.storage.modelCache.accessMode",
     ),
@@ -247,15 +266,29 @@ METRICS: list[Case] = [
         "policy Metrics needs at least one item in decode.metrics",
         "spec.decode.metrics",
     ),
-    ("equal thresholds", monolithic(metrics(metric(up="5", down="5.0"))), "scaleUp must be above scaleDown", "threshold"),
-    ("crossed thresholds", monolithic(metrics(metric(up="9", down="10"))), "otherwise the fleet would flap", "threshold"),
+    (
+        "equal thresholds",
+        monolithic(metrics(metric(up="5", down="5.0"))),
+        "scaleUp must be above scaleDown",
+        "threshold",
+    ),
+    (
+        "crossed thresholds",
+        monolithic(metrics(metric(up="9", down="10"))),
+        "otherwise the fleet would flap",
+        "threshold",
+    ),
     ("a threshold NaN", monolithic(metrics(metric(up="NaN"))), f"scaleUp {DECIMAL}", "threshold.scaleUp"),
     ("a threshold Inf", monolithic(metrics(metric(up="Inf"))), f"scaleUp {DECIMAL}", "threshold.scaleUp"),
     ("a threshold 1e3", monolithic(metrics(metric(up="1e3"))), f"scaleUp {DECIMAL}", "threshold.scaleUp"),
     ("a negative threshold", monolithic(metrics(metric(down="-1"))), f"scaleDown {DECIMAL}", "threshold.scaleDown"),
     ("an empty threshold", monolithic(metrics(metric(down=""))), f"scaleDown {DECIMAL}", "threshold.scaleDown"),
-    ("a threshold as a number", monolithic(metrics({"type": "TTFT", "threshold": {"scaleUp": 3, "scaleDown": "1"}})),
-     "must be of type string", "scaleUp"),
+    (
+        "a threshold as a number",
+        monolithic(metrics({"type": "TTFT", "threshold": {"scaleUp": 3, "scaleDown": "1"}})),
+        "must be of type string",
+        "scaleUp",
+    ),
     ("half a threshold", monolithic(metrics({"type": "TTFT", "threshold": {"scaleUp": "3"}})), "Required", "scaleDown"),
     ("an unknown metric", monolithic(metrics(metric("CPU"))), '"QueueLength"', "spec.metrics[0].type"),
     ("per pod", monolithic(metrics(metric(per="Pod"))), '"Fleet", "Instance"', "spec.metrics[0].per"),
@@ -267,8 +300,12 @@ METRICS: list[Case] = [
         "query must be set for type Custom: write the PromQL expression",
         "spec.metrics[0].query",
     ),
-    ("Custom with an empty query", monolithic({**metrics(metric("Custom", query="")), "source": FROM_PROMETHEUS}),
-     "query must be set for type Custom", "spec.metrics[0].query"),
+    (
+        "Custom with an empty query",
+        monolithic({**metrics(metric("Custom", query="")), "source": FROM_PROMETHEUS}),
+        "query must be set for type Custom",
+        "spec.metrics[0].query",
+    ),
     ("Custom from Direct", monolithic(metrics(metric("Custom", query="up"))), PROMETHEUS_ONLY, "spec.source.type"),
     ("GPU figures from Direct", monolithic(metrics(metric("GPUUtilization"))), PROMETHEUS_ONLY, "spec.source.type"),
     (
@@ -310,7 +347,12 @@ BUDGETS: list[Case] = [
     ("a negative cold start", monolithic({"workBudget.coldStartSeconds": -1}), "equal to 0", "coldStartSeconds"),
     ("four cron fields", monolithic(scheduled(start="0 8 * *")), "start must be five cron fields", "schedule[0].start"),
     ("a window without an end", monolithic(scheduled(end="")), "end must be five cron fields", "schedule[0].end"),
-    ("a time zone with a space", monolithic(scheduled(timeZone="Europe /A")), "timeZone must be an IANA name", "timeZone"),
+    (
+        "a time zone with a space",
+        monolithic(scheduled(timeZone="Europe /A")),
+        "timeZone must be an IANA name",
+        "timeZone",
+    ),
     ("a floor below zero", monolithic(scheduled(minInstances=-1)), "equal to 0", "schedule[0].minInstances"),
 ]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from crd_objects import REMOVED
+from crds.crd_objects import REMOVED
 
 Case = tuple[str, dict[str, Any], str, str]
 
@@ -312,8 +312,12 @@ PODS: list[Case] = [
         QUANTITIES,
         "spec.network.resources[rdma/hca]",
     ),
-    ("a disruption budget twice", {"podDisruptionBudget": {"minAvailable": 1, "maxUnavailable": 1}},
-     "minAvailable and maxUnavailable exclude each other: remove one of them", "spec.podDisruptionBudget"),
+    (
+        "a disruption budget twice",
+        {"podDisruptionBudget": {"minAvailable": 1, "maxUnavailable": 1}},
+        "minAvailable and maxUnavailable exclude each other: remove one of them",
+        "spec.podDisruptionBudget",
+    ),
     (
         "a budget of 101%",
         {"podDisruptionBudget.minAvailable": "101%"},

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from crd_objects import AUTOSCALERS, FLEET, Object, disaggregated, monolithic, shape, template
+
+from crds.crd_objects import AUTOSCALERS, FLEET, Object, disaggregated, monolithic, shape, template
+from crds.refused_autoscalers import CASES, FROM_PROMETHEUS, SCHEDULE, Case, metric, metrics
 from fakes.apiserver import Answer, Apiserver
-from refused_autoscalers import CASES, FROM_PROMETHEUS, SCHEDULE, Case, metric, metrics
+
+pytestmark = pytest.mark.apiserver
 
 DRY = {"dryRun": "All"}
 MERGE = "application/merge-patch+json"
@@ -44,17 +47,34 @@ ACCEPTED: list[tuple[str, Object]] = [
     ("a metric of one instance", monolithic(metrics(metric("KVCacheUtilization", "0.9", "0.5", per="Instance")))),
     ("a query", monolithic({**metrics(metric("Custom", query="sum(up)")), **SOURCED})),
     ("GPU figures from Prometheus", monolithic({**metrics(metric("GPUUtilization")), **SOURCED})),
-    ("both fleets by metrics", disaggregated({"policy": "Metrics", "prefill.metrics": [metric()], "decode.metrics": [metric()]})),
-    ("both fleets down to zero", disaggregated({"prefill.minInstances": 0, "decode.minInstances": 0, "scaleToZero.afterSeconds": 1})),
+    (
+        "both fleets by metrics",
+        disaggregated({"policy": "Metrics", "prefill.metrics": [metric()], "decode.metrics": [metric()]}),
+    ),
+    (
+        "both fleets down to zero",
+        disaggregated({"prefill.minInstances": 0, "decode.minInstances": 0, "scaleToZero.afterSeconds": 1}),
+    ),
     ("a role's own behavior", disaggregated({"prefill.behavior": {"scaleUp": {"step": 2}}})),
     ("a cron window", monolithic({"workBudget.forecast.schedule": [{**SCHEDULE, "timeZone": "Europe/Amsterdam"}]})),
-    ("capacity by hand", monolithic({"workBudget.capacity": {"profile": "auto", "coefficients": {"a": "", "b": "0.000012"}}})),
-    ("an objective", monolithic({"workBudget.slo": {"ttftSeconds": "2", "tpotSeconds": "0.05", "errorBudget": ".001"}})),
+    (
+        "capacity by hand",
+        monolithic({"workBudget.capacity": {"profile": "auto", "coefficients": {"a": "", "b": "0.000012"}}}),
+    ),
+    (
+        "an objective",
+        monolithic({"workBudget.slo": {"ttftSeconds": "2", "tpotSeconds": "0.05", "errorBudget": ".001"}}),
+    ),
     ("a budget just below everything", monolithic({"workBudget.slo.errorBudget": "0.999"})),
-    ("a connector for both", disaggregated({
-        "prefill.instanceTemplate.spec.kvTransfer": {"connector": "NixlConnector"},
-        "decode.instanceTemplate.spec.kvTransfer": {"connector": "NixlConnector"},
-    })),
+    (
+        "a connector for both",
+        disaggregated(
+            {
+                "prefill.instanceTemplate.spec.kvTransfer": {"connector": "NixlConnector"},
+                "decode.instanceTemplate.spec.kvTransfer": {"connector": "NixlConnector"},
+            }
+        ),
+    ),
 ]
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from crd_objects import CLUSTERS, REMOVED, cluster
+
+from crds.crd_objects import CLUSTERS, REMOVED, cluster
 from fakes.apiserver import Apiserver
+
+pytestmark = pytest.mark.apiserver
 
 DRY = {"dryRun": "All"}
 ONE_POD = {"replicas": 1, "gpusPerPod": 1, "tensorParallelSize": 1}

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from crd_objects import CLUSTERS, REMOVED, Object, cluster, shape
+
+from crds.crd_objects import CLUSTERS, REMOVED, Object, cluster, shape
 from fakes.apiserver import Apiserver
+
+pytestmark = pytest.mark.apiserver
 
 NAME = "changing"
 PATH = f"{CLUSTERS}/{NAME}"
@@ -133,13 +136,27 @@ def test_the_table_shows_what_kubectl_get_needs(server: Apiserver) -> None:
     ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
     condition = {**ready, "reason": "Serving", "message": "two pods of two are ready"}
     status = {
-        "conditions": [condition], "ready": "2/2", "shape": "2x4 tp8", "url": "http://a:8000", "restarts": 3,
+        "conditions": [condition],
+        "ready": "2/2",
+        "shape": "2x4 tp8",
+        "url": "http://a:8000",
+        "restarts": 3,
         "modelLoadSeconds": 41.2,
     }
     server.call("PATCH", f"{PATH}/status", {"status": status}, content_type=MERGE)
     columns = table(server, PATH)
     assert list(columns) == [
-        "Name", "Model", "Role", "Shape", "Ready", "Status", "URL", "Age", "Image", "Restarts", "Load",
+        "Name",
+        "Model",
+        "Role",
+        "Shape",
+        "Ready",
+        "Status",
+        "URL",
+        "Age",
+        "Image",
+        "Restarts",
+        "Load",
     ]
     assert {name for name, (_, priority) in columns.items() if priority} == {"Image", "Restarts", "Load"}
     shown = {name: cell for name, (cell, _) in columns.items()}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from crd_objects import CLUSTERS, cluster
+
+from crds.crd_objects import CLUSTERS, cluster
+from crds.refused_clusters import CASES, NAMES, Case
 from fakes.apiserver import Apiserver
-from refused_clusters import CASES, NAMES, Case
+
+pytestmark = pytest.mark.apiserver
 
 DRY = {"dryRun": "All"}
 

@@ -135,7 +135,9 @@ def test_every_number_of_ours_has_a_lower_bound() -> None:
 
 def test_every_field_of_ours_is_described() -> None:
     def silent(path: str, node: Node) -> bool:
-        return not path.endswith(("[]", "{}")) and not is_borrowed(path) and not node.get("description", "").endswith(".")
+        return (
+            not path.endswith(("[]", "{}")) and not is_borrowed(path) and not node.get("description", "").endswith(".")
+        )
 
     assert offenders(silent) == []
 

@@ -16,9 +16,12 @@ from typing import Any, NoReturn
 
 import pytest
 import yaml
-from crd_objects import CLUSTERS, cluster
 from crd_schema import long_spellings
+
+from crds.crd_objects import CLUSTERS, cluster
 from fakes.apiserver import Apiserver
+
+pytestmark = pytest.mark.apiserver
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS: list[list[str]] = json.loads((Path(__file__).parent / "vllm_0.32_options.json").read_text())
@@ -107,18 +110,44 @@ def test_every_other_flag_of_the_engine_is_accepted(server: Apiserver) -> None:
     owned = owned_options()
     others = [option for options in OPTIONS if not owned & set(options) for option in options]
     assert len(others) > 300
-    arguments = [form for option in others for form in (option, f"{option}=1", option.replace("-", "_").replace("__", "--"))]
+    arguments = [
+        form for option in others for form in (option, f"{option}=1", option.replace("-", "_").replace("__", "--"))
+    ]
     assert refused(server, arguments) == set()
 
 
 def test_what_is_no_flag_is_accepted(server: Apiserver) -> None:
-    values = ["", "-", "--", "-1", "0", "value", "a=--port", "{\"port\": 1}", "é", "--port-like", "--hostname", "-O3", "-cc.level=3"]
+    values = [
+        "",
+        "-",
+        "--",
+        "-1",
+        "0",
+        "value",
+        "a=--port",
+        '{"port": 1}',
+        "é",
+        "--port-like",
+        "--hostname",
+        "-O3",
+        "-cc.level=3",
+    ]
     assert refused(server, values) == set()
 
 
 @pytest.mark.parametrize(
     "argument",
-    ["--tensor-par", "--por", "--kv-tr.kv_connector", "--config", "--spec-tokens", "--device-mem", "-t", "-n2", "-q=fp8"],
+    [
+        "--tensor-par",
+        "--por",
+        "--kv-tr.kv_connector",
+        "--config",
+        "--spec-tokens",
+        "--device-mem",
+        "-t",
+        "-n2",
+        "-q=fp8",
+    ],
 )
 def test_a_refused_flag_says_where_to_write_it_instead(server: Apiserver, argument: str) -> None:
     spec = cluster({"inferenceArgs.extraArgs": ["--max-log-len=0", argument]})
