@@ -89,7 +89,6 @@ def up(arguments: argparse.Namespace) -> int:
         if record.backend == "built":
             built.up(name, record, arguments.nodes)
         else:
-            write_record(name, record)
             connect(name, record, arguments.nodes)
     return 0
 
@@ -112,10 +111,12 @@ def refuse_change(name: str, record: Record, arguments: argparse.Namespace) -> N
 
 
 def connect(name: str, record: Record, count: int | None) -> None:
-    """Bring up what others run."""
+    """Bring up what others run: noted once a context has answered, but before kind makes what `down` must find."""
     if record.backend == "context":
         outside.up_context(name, record)
+        write_record(name, record)
     else:
+        write_record(name, record)
         outside.up_kind(name, record, count)
 
 

@@ -1,0 +1,132 @@
+"""The life of a cluster: up, up again, repaired after a kill at any moment, down without a trace."""
+
+import random
+import shutil
+import signal
+import os
+from pathlib import Path
+
+import pytest
+from cluster_driver import REPOSITORY, Cluster, everything, namespaces_of, network_namespaces, traces
+
+pytestmark = pytest.mark.cluster
+
+KILLS = 4
+# A warm `up` takes about 10 s; moments beyond its end test nothing.
+LONGEST_MOMENT = 9.0
+
+
+def test_a_second_up_changes_nothing(running: Cluster) -> None:
+    before = running.pids()
+    assert "already up" in running.run("up")
+    assert running.pids() == before
+
+
+def test_down_leaves_nothing_and_disturbs_no_other_cluster(running: Cluster, fresh: Cluster) -> None:
+    neighbour, before = running.pids(), everything()
+    fresh.run("up", "--backend", "built")
+    own = namespaces_of(fresh.name)
+    assert fresh.status()["pods"] != running.status()["pods"], "clusters side by side have their own addresses"
+    assert len(own) == 3, "two nodes and a control plane have a network each"
+    assert traces({fresh.name}), "a running cluster is seen by the very look that must find nothing afterwards"
+
+    fresh.run("down")
+    assert traces({fresh.name}) == set()
+    assert not own & network_namespaces()
+    new = {line for line in everything() - before if line.startswith(("mount", "iptables", "file", "ip route"))}
+    assert new - traces({running.name}) == set()
+    assert running.pids() == neighbour
+    assert fresh.status()["exists"] is False
+
+
+def test_down_without_a_cluster_is_fine(fresh: Cluster) -> None:
+    assert "gone" in fresh.run("down")
+    assert "gone" in fresh.run("down")
+
+
+def test_up_finishes_what_a_killed_up_began(fresh: Cluster) -> None:
+    moments = [random.uniform(0.1, LONGEST_MOMENT) for _ in range(KILLS)]
+    for moment in moments:
+        fresh.kill_after(moment, "up", "--backend", "built")
+    fresh.run("up", "--backend", "built")
+    state = fresh.status()
+    assert state["healthy"], f"killed after {moments}: {state}"
+    programs = [process for process in traces({fresh.name}) if process.startswith("process")]
+    assert len(programs) == len(state["components"]), f"killed after {moments}: a program runs twice: {programs}"
+
+
+def test_down_cleans_up_after_a_killed_up_and_a_killed_down(fresh: Cluster) -> None:
+    moments = [random.uniform(0.1, LONGEST_MOMENT) for _ in range(2)]
+    for moment in moments:
+        fresh.kill_after(moment, "up", "--backend", "built")
+        fresh.kill_after(moment / 10, "down")
+        fresh.run("down")
+        assert traces({fresh.name}) == set(), f"killed after {moments}"
+
+
+@pytest.mark.parametrize("component", ["etcd", "kube-apiserver", "containerd.node-1", "kubelet.node-0", "coredns"])
+def test_up_replaces_a_component_that_died(running: Cluster, component: str) -> None:
+    before = running.pids()
+    os.kill(before[component], signal.SIGKILL)
+    running.run("up")
+    after = running.pids()
+    assert after[component] not in (0, before[component])
+    assert running.status()["healthy"]
+
+
+def test_nodes_are_added_and_removed(fresh: Cluster, probe: Path) -> None:
+    fresh.run("up", "--backend", "built", "--nodes", "1")
+    fresh.run("load", str(probe))
+    fresh.run("up", "--nodes", "2")
+    assert fresh.kubectl("get", "nodes", "-o", "name").split() == ["node/node-0", "node/node-1"]
+    assert "every node has it" in fresh.run("load", str(probe)), "a new node gets the images loaded before it came"
+    fresh.run("up", "--nodes", "1")
+    assert fresh.kubectl("get", "nodes", "-o", "name").split() == ["node/node-0"]
+    assert not [line for line in traces({fresh.name}) if "node-1" in line]
+
+
+def test_checkout_and_state_may_have_a_space_in_their_path(spaced: Path) -> None:
+    for part in ("tools", "cluster"):
+        shutil.copytree(REPOSITORY / "ci" / part, spaced / "ci" / part)
+    place = {"LLMFLEET_STATE": str(spaced)}
+    cluster = Cluster(f"gap-{os.getpid()}", checkout=spaced, environment=place)
+    try:
+        cluster.run("up", "--backend", "built", "--nodes", "1")
+        assert " " in cluster.run("kubeconfig")
+        assert cluster.kubectl("get", "nodes", "-o", "name").split() == ["node/node-0"]
+    finally:
+        cluster.run("down")
+    assert traces({cluster.name}) == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "advice"),
+    [
+        (["up", "--nodes", "0"], 2, "a number from 1"),
+        (["up", "--nodes", "101"], 2, "a number from 1"),
+        (["up", "--nodes", "two"], 2, "a number from 1"),
+        (["up", "--context", "no-such-context"], 1, "no-such-context"),
+        (["load", "/dev/null"], 1, "there is no cluster"),
+        (["kubeconfig"], 1, "there is no cluster"),
+        (["logs"], 1, "there is no cluster"),
+        (["node-kill", "node-0"], 1, "there is no cluster"),
+    ],
+)
+def test_wrong_input_is_refused_with_advice(fresh: Cluster, arguments: list[str], status: int, advice: str) -> None:
+    ended, out, said = fresh.attempt(*arguments)
+    assert (ended, out) == (status, ""), said
+    assert advice in said
+    assert fresh.status()["exists"] is False
+
+
+@pytest.mark.parametrize("name", ["Upper", "under_score", "-first", "last-", "a" * 21, "../up", ""])
+def test_a_name_that_cannot_be_a_path_or_a_group_is_refused(name: str, as_root: None) -> None:
+    ended, _, said = Cluster(name).attempt("status")
+    assert (ended, "lower-case letters" in said) == (2, True)
+
+
+def test_a_running_cluster_is_not_turned_into_another(running: Cluster) -> None:
+    ended, _, said = running.attempt("up", "--context", "other")
+    assert (ended, "run `down` first" in said) == (1, True)
+    ended, _, said = running.attempt("node-kill", "node-9")
+    assert (ended, "there are node-0, node-1" in said) == (1, True)
