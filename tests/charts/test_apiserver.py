@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import pytest
 
-from rendering import CHARTS, PROFILES, ROOT, Object, find, of_kind, pod_templates, render, title
+from charts.rendering import CHARTS, PROFILES, Object, find, of_kind, pod_templates, render, title
+from fakes.apiserver import Answer, Apiserver, install_crds, running_apiserver
 
-sys.path.insert(0, str(ROOT / "tests" / "fakes"))
-from apiserver import Answer, Apiserver, install_crds, running_apiserver
+pytestmark = [pytest.mark.helm, pytest.mark.apiserver]
 
 NAMESPACE = "team-a"
 COLLECTIONS = {

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rendering import CHARTS, OWN_CHARTS, PROFILES, helm, render, run
+from charts.rendering import CHARTS, OWN_CHARTS, PROFILES, helm, render, run
+
+pytestmark = pytest.mark.helm
 
 
 @pytest.mark.parametrize("chart", OWN_CHARTS)

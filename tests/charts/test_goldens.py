@@ -1,13 +1,13 @@
-"""Every profile renders its golden, under Helm 4 and Helm 3. `UPDATE_GOLDENS=1 pytest tests/charts` rewrites them."""
+"""Every profile renders its golden, under Helm 4 and Helm 3. `make golden` rewrites them."""
 
 from __future__ import annotations
-
-import os
 
 import pytest
 import yaml
 
-from rendering import GOLDENS, PROFILES, VALUES, Object, render
+from charts.rendering import GOLDENS, PROFILES, VALUES, Object, render
+
+pytestmark = pytest.mark.helm
 
 
 def golden(objects: list[Object]) -> str:
@@ -16,12 +16,12 @@ def golden(objects: list[Object]) -> str:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_a_profile_renders_its_golden(profile: str) -> None:
+def test_a_profile_renders_its_golden(profile: str, request: pytest.FixtureRequest) -> None:
     path = GOLDENS / f"{profile}.yaml"
     text = golden(render(profile))
-    if os.environ.get("UPDATE_GOLDENS"):
+    if request.config.getoption("--golden", default=False):
         path.write_text(text)
-    assert text == path.read_text(), "look at the difference; UPDATE_GOLDENS=1 accepts it"
+    assert text == path.read_text(), "look at the difference; `make golden` accepts it"
 
 
 @pytest.mark.parametrize("profile", PROFILES)

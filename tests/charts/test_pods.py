@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rendering import (
+from charts.rendering import (
     CHARTS,
     OWN_CHARTS,
     PROFILES,
@@ -23,6 +23,8 @@ from rendering import (
     strings,
     title,
 )
+
+pytestmark = pytest.mark.helm
 
 SELECTORS = {"app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/component"}
 
