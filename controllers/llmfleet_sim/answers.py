@@ -46,6 +46,8 @@ class Identity:
 class Answer:
     """One answer under way: a sink for its sequences, a writer of its events."""
 
+    constant_frames = True
+
     def __init__(self, ask: Ask, identity: Identity, config: EngineConfig) -> None:
         self.ask = ask
         self.identity = identity
@@ -58,9 +60,10 @@ class Answer:
         self.metrics: dict[str, Any] | None = None
         self.write: Callable[[bytes], None] = lambda data: None
         self.close: Callable[[], None] = lambda: None
+        self.cut: Callable[[], None] = lambda: None
         self._hold = 0 if ask.include_stop else max((len(s) for s in ask.stop), default=1) - 1
         plain = not ask.stop and ask.logprobs is None and not ask.token_ids and not ask.continuous_usage
-        self._plain = plain and config.stream_interval == 1
+        self._plain = plain and self.constant_frames and config.stream_interval == 1
         self._frames: dict[int, tuple[bytes, bytes]] = {}
 
     # -- the sink side -------------------------------------------------------------------------
@@ -96,9 +99,23 @@ class Answer:
         self.open = 0
         self.failed = error
         if self.ask.stream:
-            self.write(b"data: " + dump(error.body()) + b"\n\n" + b"")
-            self.write(DONE)
+            for event in self.error_events():
+                self.write(event)
         self.close()
+
+    def interrupt(self) -> None:
+        """End the answer where it is, as an engine does that is told to go: finish reason `abort`."""
+        if not self.open:
+            return
+        self.open = 0
+        if self.ask.stream and not self.started:
+            self.begin()
+        for choice in self.choices:
+            if not choice.finish:
+                choice.finish = "abort"
+                if self.ask.stream:
+                    self._stream(choice)
+        self.end()
 
     def begin(self) -> None:
         """Write what comes before the first token."""
@@ -141,7 +158,9 @@ class Answer:
         part = choice.text[choice.sent : end]
         first = choice.sent_words
         choice.sent, choice.sent_words = end, len(choice.words)
-        self.write(self.chunk(choice, part, first))
+        event = self.chunk(choice, part, first)
+        if event:
+            self.write(event)
 
     def _write_plain(self, choice: Choice, word: int) -> None:
         """Write the common event from its constant parts."""
@@ -191,9 +210,18 @@ class Answer:
 
     # -- formats -------------------------------------------------------------------------------
 
+    def greeting(self) -> list[bytes]:
+        """Give the events that do not wait for the engine."""
+        return []
+
     def opening(self) -> list[bytes]:
         """Give the events before the first token."""
         return []
+
+    def error_events(self) -> list[bytes]:
+        """Give the events of a stream that fails: vLLM ends even these with [DONE]."""
+        assert self.failed is not None
+        return [b"data: " + dump(self.failed.body()) + b"\n\n", DONE]
 
     def chunk(self, choice: Choice, text: str, first: int) -> bytes:
         """Give the event of new text."""

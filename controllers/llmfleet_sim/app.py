@@ -1,4 +1,4 @@
-"""The API server of one simulated engine: routes, admission, answers, and how the process goes away.
+"""The API server of one simulated engine: routes, admission, and the tie between answers and connections.
 
 In: exchanges from web/app.py. Out: answers; sequences to the engine. Prompts are never logged.
 """
@@ -12,18 +12,39 @@ from time import time
 from typing import Any
 from uuid import uuid4
 
-from llmfleet_sim import tokens
+from llmfleet_sim import static
 from llmfleet_sim.answers import Answer, ChatAnswer, CompletionAnswer, Identity
-from llmfleet_sim.ask import Ask, chat_ask, completion_ask, need_object, serve_name
+from llmfleet_sim.ask import Ask, chat_ask, completion_ask, need_object
 from llmfleet_sim.config import EngineConfig
-from llmfleet_sim.errors import ApiError, busy, dump, engine_dead, not_json, shutting_down, unsupported_media
+from llmfleet_sim.errors import (
+    ApiError,
+    Problem,
+    busy,
+    dump,
+    engine_dead,
+    invalid,
+    not_json,
+    shutting_down,
+    unreadable,
+    unsupported_media,
+)
 from llmfleet_sim.execute import Engine
+from llmfleet_sim.messages import MessagesAnswer, count_tokens, messages_ask
+from llmfleet_sim.nixl.params import KillsEngine, offers, read_pull
+from llmfleet_sim.responses import ResponsesAnswer, not_found, responses_ask
 from llmfleet_sim.scheduler import Sequence
 from llmfleet_sim.telemetry import Telemetry
 from llmfleet_sim.text import prompt_seed
 from llmfleet_sim.web.app import Connection, Exchange
 
 log = logging.getLogger("llmfleet_sim")
+Routes = dict[str, dict[str, Callable[[Exchange], None]]]
+_GUARDED = ("/v1", "/v2", "/inference", "/cohere")
+
+
+def new_id() -> str:
+    """Make the 16 hex digits that vLLM uses for ids."""
+    return uuid4().hex[:16]
 
 
 class Api:
@@ -35,49 +56,72 @@ class Api:
         self.telemetry = telemetry
         self.draining = False
         self.open_requests = 0
-        self.load = 0
         self.connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
-        self._routes: dict[str, dict[str, Callable[[Exchange], None]]] = {
-            "/health": {"GET": self._health},
-            "/ping": {"GET": self._health, "POST": self._health},
-            "/metrics": {"GET": self._metrics},
-            "/version": {"GET": lambda x: self._json(x, {"version": config.version})},
-            "/load": {"GET": lambda x: self._json(x, {"server_load": self.load})},
-            "/kv_event_sources": {"GET": lambda x: self._json(x, {})},
-            "/v1/models": {"GET": self._models},
-            "/v1/completions": {"POST": self._completions},
-            "/v1/chat/completions": {"POST": self._chat},
-            "/tokenize": {"POST": self._tokenize},
-            "/detokenize": {"POST": self._detokenize},
+        self._routes = self._table()
+
+    def _table(self) -> Routes:
+        """Every route by path and method."""
+        post: dict[str, Callable[[Exchange], None]] = {
+            "/v1/completions": self._completions,
+            "/v1/chat/completions": self._chat,
+            "/v1/responses": self._responses,
+            "/v1/messages": self._messages,
+            "/v1/messages/count_tokens": self._value(count_tokens),
+            "/invocations": self._invocations,
+            "/tokenize": self._value(lambda body: static.tokenized(body, self.config)),
+            "/detokenize": self._value(lambda body: static.detokenized(body, self.config)),
+            "/is_scaling_elastic_ep": self._fixed(lambda: {"is_scaling_elastic_ep": False}),
+            "/scale_elastic_ep": self._refusal(static.scaling_refused),
         }
+        get: dict[str, Callable[[Exchange], None]] = {
+            "/health": self._health,
+            "/metrics": self._metrics,
+            "/version": self._fixed(lambda: {"version": self.config.version}),
+            "/load": self._fixed(lambda: {"server_load": self._load()}),
+            "/kv_event_sources": self._fixed(dict),
+            "/v1/models": self._fixed(lambda: static.model_list(self.config, now=int(time()), new_id=new_id)),
+            "/openapi.json": self._fixed(lambda: static.openapi(self._routes)),
+        }
+        post |= {path: self._refusal(static.scale_out_disabled) for path in static.SCALE_OUT_ROUTES}
+        table: Routes = {path: {"POST": handler} for path, handler in post.items()}
+        table |= {path: {"GET": handler} for path, handler in get.items()}
+        table["/ping"] = {"GET": self._health, "POST": self._health}
+        return table
 
     # -- listening -----------------------------------------------------------------------------
 
     async def listen(self, bound: socket.socket) -> None:
         """Start to listen; until now the bound port refused connections."""
         loop = asyncio.get_running_loop()
+        keep_alive = self.config.env.keep_alive
         self._server = await loop.create_server(
-            lambda: Connection(self.handle, self.config.env.keep_alive, self.connections), sock=bound, backlog=2048
+            lambda: Connection(self.handle, keep_alive, self.connections), sock=bound, backlog=2048
         )
 
     def stop_listening(self) -> None:
-        """Close the listener."""
+        """Close the listener and the connections that carry nothing."""
         if self._server is not None:
             self._server.close()
+        for connection in list(self.connections):
+            if not connection.busy:
+                connection.close()
 
     def in_flight(self) -> int:
         """Requests under way, and KV that still waits to be pulled."""
-        return self.open_requests
+        held = self.engine.side.held if self.engine.side is not None else 0
+        return self.open_requests + held
 
     # -- dispatch ------------------------------------------------------------------------------
 
     def handle(self, exchange: Exchange) -> None:
         """Answer one request; whatever goes wrong becomes an error answer."""
-        exchange.on_end = lambda: self._count(exchange)
         if self.engine.faults.refuse:
             exchange.cut()
             return
+        exchange.on_end = lambda: self._count(exchange)
+        if self.config.request_id_headers:
+            exchange.extra.append(("x-request-id", exchange.headers.get("x-request-id") or uuid4().hex))
         try:
             self._route(exchange)
         except ApiError as error:
@@ -87,42 +131,64 @@ class Api:
             self.refuse(exchange, ApiError(500, "Internal server error", "InternalServerError"))
 
     def _route(self, exchange: Exchange) -> None:
-        methods = self._routes.get(exchange.path)
+        methods = self._routes.get(exchange.path) or self._stored_response(exchange.path)
         if methods is None:
-            self._json(exchange, {"detail": "Not Found"}, status=404)
+            self._unknown(exchange)
+        elif self._unauthorized(exchange):
+            exchange.respond(401, dump({"error": "Unauthorized"}))
         elif exchange.method not in methods:
             allow = [("allow", ", ".join(methods))]
             exchange.respond(405, dump({"detail": "Method Not Allowed"}), headers=allow)
-        elif self._unauthorized(exchange):
-            self._json(exchange, {"error": "Unauthorized"}, status=401)
         else:
             methods[exchange.method](exchange)
 
+    def _stored_response(self, path: str) -> dict[str, Callable[[Exchange], None]] | None:
+        """No response is ever stored: reading and cancelling one is a 404 that names it."""
+        head, _, rest = path.partition("/v1/responses/")
+        name, _, action = rest.partition("/")
+        if head or not name or action not in ("", "cancel"):
+            return None
+        return {"POST" if action else "GET": self._refusal(lambda: not_found(name))}
+
+    def _unknown(self, exchange: Exchange) -> None:
+        bare = exchange.path.rstrip("/")
+        if exchange.path.endswith("/") and bare in self._routes:
+            place = f"http://{exchange.headers.get('host', '')}{bare}"
+            exchange.respond(307, kind=None, trailers=[("location", place)])
+        else:
+            exchange.respond(404, dump({"detail": "Not Found"}))
+
     def _unauthorized(self, exchange: Exchange) -> bool:
-        """vLLM guards only these prefixes with --api-key."""
-        if not self.config.api_keys or not exchange.path.startswith(("/v1", "/v2", "/inference", "/cohere")):
+        """vLLM guards only some prefixes with --api-key."""
+        if not self.config.api_keys or not exchange.path.startswith(_GUARDED):
             return False
         given = exchange.headers.get("authorization", "")
         return not any(given == f"Bearer {key}" for key in self.config.api_keys)
 
     def refuse(self, exchange: Exchange, error: ApiError) -> None:
         """Send an error answer."""
-        form = error.anthropic_body() if exchange.path.startswith("/v1/messages") else error.body()
-        self._json(exchange, form, status=error.status)
-
-    def _json(self, exchange: Exchange, value: Any, *, status: int = 200) -> None:
-        exchange.respond(status, dump(value))
+        anthropic = exchange.path.startswith("/v1/messages") and error.kind != "Bad Request"
+        exchange.respond(error.status, dump(error.anthropic_body() if anthropic else error.body()))
 
     def _count(self, exchange: Exchange) -> None:
-        handler = exchange.path if exchange.path in self._routes else "none"
-        loop = asyncio.get_running_loop()
-        sizes = (len(exchange.body), exchange.sent_length)
-        seconds = loop.time() - exchange.received
         self.telemetry.http(
-            handler=handler, method=exchange.method, status=exchange.status, sizes=sizes, seconds=seconds
+            handler=exchange.path if exchange.path in self._routes else "none",
+            method=exchange.method,
+            status=exchange.status,
+            sizes=(len(exchange.body), exchange.sent_length),
+            seconds=asyncio.get_running_loop().time() - exchange.received,
         )
 
     # -- small routes --------------------------------------------------------------------------
+
+    def _fixed(self, make: Callable[[], Any]) -> Callable[[Exchange], None]:
+        return lambda exchange: exchange.respond(200, dump(make()))
+
+    def _value(self, make: Callable[[Mapping[str, Any]], Any]) -> Callable[[Exchange], None]:
+        return lambda exchange: exchange.respond(200, dump(make(self._body(exchange))))
+
+    def _refusal(self, make: Callable[[], ApiError]) -> Callable[[Exchange], None]:
+        return lambda exchange: self.refuse(exchange, make())
 
     def _health(self, exchange: Exchange) -> None:
         exchange.respond(503 if self.engine.dead else 200, b"", None)
@@ -131,76 +197,59 @@ class Api:
         self.telemetry.gauges(self.engine.scheduler)
         exchange.respond(200, self.telemetry.render(), "text/plain; version=1.0.0; charset=utf-8")
 
-    def _models(self, exchange: Exchange) -> None:
-        now = int(time())
-        cards = [self._card(name, self.config.model, None, now) for name in self.config.names]
-        parent = self.config.names[0]
-        cards += [self._card(name, path, parent, now) for name, path in self.config.adapters.items()]
-        self._json(exchange, {"object": "list", "data": cards})
-
-    def _card(self, name: str, root: str, parent: str | None, now: int) -> dict[str, Any]:
-        permission = {
-            "id": f"modelperm-{uuid4().hex[:16]}",
-            "object": "model_permission",
-            "created": now,
-            "allow_create_engine": False,
-            "allow_sampling": True,
-            "allow_logprobs": True,
-            "allow_search_indices": False,
-            "allow_view": True,
-            "allow_fine_tuning": False,
-            "organization": "*",
-            "group": None,
-            "is_blocking": False,
-        }
-        return {
-            "id": name,
-            "object": "model",
-            "created": now,
-            "owned_by": "vllm",
-            "root": root,
-            "parent": parent,
-            "max_model_len": None if parent else self.config.max_model_len,
-            "permission": [permission],
-        }
-
-    def _tokenize(self, exchange: Exchange) -> None:
-        body = self._body(exchange)
-        serve_name(body.get("model"), self.config)
-        ids = tokens.encode_chat(body["messages"]) if "messages" in body else tokens.encode(str(body.get("prompt", "")))
-        texts = [tokens.token_text(t) for t in ids] if body.get("return_token_strs") else None
-        self._json(
-            exchange,
-            {"count": len(ids), "max_model_len": self.config.max_model_len, "tokens": list(ids), "token_strs": texts},
-        )
-
-    def _detokenize(self, exchange: Exchange) -> None:
-        body = self._body(exchange)
-        serve_name(body.get("model"), self.config)
-        self._json(exchange, {"prompt": tokens.decode(body.get("tokens", []))})
+    def _load(self) -> int:
+        return self.open_requests if self.config.load_tracking else 0
 
     # -- generation ----------------------------------------------------------------------------
 
     def _body(self, exchange: Exchange) -> Mapping[str, Any]:
         """Parse the body as FastAPI does."""
         kind = exchange.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if not exchange.body:
+            raise invalid([Problem("missing", "body", "Field required", None)])
         if kind != "application/json":
             raise unsupported_media()
         try:
             return need_object(json.loads(exchange.body))
         except json.JSONDecodeError as error:
             raise not_json(error) from None
+        except UnicodeDecodeError:
+            raise unreadable() from None
 
     def _completions(self, exchange: Exchange) -> None:
-        ask = completion_ask(self._body(exchange), self.config)
-        self._generate(exchange, ask, "cmpl", CompletionAnswer)
+        self._generate(exchange, completion_ask(self._body(exchange), self.config), "cmpl-", CompletionAnswer)
 
     def _chat(self, exchange: Exchange) -> None:
-        ask = chat_ask(self._body(exchange), self.config)
-        self._generate(exchange, ask, "chatcmpl", ChatAnswer)
+        self._generate(exchange, chat_ask(self._body(exchange), self.config), "chatcmpl-", ChatAnswer)
+
+    def _responses(self, exchange: Exchange) -> None:
+        self._generate(exchange, responses_ask(self._body(exchange), self.config), "resp_", ResponsesAnswer)
+
+    def _messages(self, exchange: Exchange) -> None:
+        self._generate(exchange, messages_ask(self._body(exchange), self.config), "chatcmpl-", MessagesAnswer)
+
+    def _invocations(self, exchange: Exchange) -> None:
+        """SageMaker's route: chat with messages, completions without; no key protects it."""
+        (self._chat if "messages" in self._body(exchange) else self._completions)(exchange)
 
     def _generate(self, exchange: Exchange, ask: Ask, prefix: str, form: type[Answer]) -> None:
         """Admit a request, submit its sequences, and connect the answer with the exchange."""
+        self._admit()
+        name = prefix + (exchange.headers.get("x-request-id") or ask.request_id or new_id())
+        who = Identity(id=name, created=int(time()), model=ask.model, fingerprint=self.config.fingerprint)
+        answer = form(ask, who, self.config)
+        sequences = [self._sequence(ask, answer, name, index) for index in range(len(answer.choices))]
+        self._connect(exchange, answer, sequences)
+        try:
+            pull = read_pull(ask.transfer) if self.config.connector else None
+        except KillsEngine as error:
+            self.engine.submit(sequences)
+            self.engine.die(str(error))
+            return
+        self.engine.submit(sequences, pull)
+
+    def _admit(self) -> None:
+        """Refuse what a dead, draining or full engine refuses."""
         if self.engine.dead:
             raise engine_dead()
         if self.draining:
@@ -209,36 +258,24 @@ class Api:
         if limit is not None and self.open_requests >= limit:
             self.telemetry.rejected("max_num_queued_reqs")
             raise busy()
-        request_id = exchange.headers.get("x-request-id") or ask.request_id or uuid4().hex[:16]
-        identity = Identity(
-            id=f"{prefix}-{request_id}", created=int(time()), model=ask.model, fingerprint=self.config.fingerprint
-        )
-        answer = form(ask, identity, self.config)
-        sequences = self._sequences(ask, identity.id, answer)
-        self._connect(exchange, answer, sequences)
-        self.engine.submit(sequences)
 
-    def _sequences(self, ask: Ask, name: str, answer: Answer) -> list[Sequence]:
-        now = asyncio.get_running_loop().time()
-        salt = hash((ask.salt, ask.model if ask.model in self.config.adapters else ""))
-        return [
-            Sequence(
-                request_id=f"{name}-{choice.index}",
-                index=choice.index,
-                prompt=ask.prompts[choice.prompt],
-                max_tokens=ask.max_tokens[choice.prompt],
-                seed=prompt_seed(
-                    ask.prompts[choice.prompt], seed=ask.seed + self.config.seed, choice=choice.index % ask.n
-                ),
-                arrived=now,
-                sink=answer,
-                min_tokens=ask.min_tokens,
-                ignore_eos=ask.ignore_eos,
-                priority=ask.priority,
-                salt=salt,
-            )
-            for choice in answer.choices
-        ]
+    def _sequence(self, ask: Ask, answer: Answer, name: str, index: int) -> Sequence:
+        prompt = ask.prompts[index // ask.n]
+        adapter = ask.model if ask.model in self.config.adapters else ""
+        return Sequence(
+            request_id=f"{name}-{index}",
+            index=index,
+            prompt=prompt,
+            max_tokens=ask.max_tokens[index // ask.n],
+            seed=prompt_seed(prompt, seed=ask.seed + self.config.seed, choice=index % ask.n),
+            arrived=asyncio.get_running_loop().time(),
+            sink=answer,
+            min_tokens=ask.min_tokens,
+            ignore_eos=ask.ignore_eos,
+            priority=ask.priority,
+            salt=hash((ask.salt, adapter)),
+            hold_after=self.config.connector is not None and offers(ask.transfer),
+        )
 
     def _connect(self, exchange: Exchange, answer: Answer, sequences: list[Sequence]) -> None:
         """Let events go out as they come; let a client that leaves abort its sequences."""
@@ -246,6 +283,7 @@ class Api:
 
         def gone() -> None:
             self.open_requests -= 1
+            answer.open = 0
             self.engine.abort(sequences)
 
         def close() -> None:
@@ -255,9 +293,29 @@ class Api:
             elif answer.failed is not None:
                 self.refuse(exchange, answer.failed)
             else:
-                exchange.respond(200, dump(answer.whole()))
+                exchange.respond(200, dump(answer.whole()), headers=self._orca(exchange))
 
         exchange.on_gone = gone
-        answer.write, answer.close = exchange.event, close
+        answer.write, answer.close, answer.cut = exchange.event, close, exchange.cut
         if answer.ask.stream:
             exchange.stream()
+            for event in answer.greeting():
+                exchange.event(event)
+            self._keep_alive(exchange, answer)
+
+    def _orca(self, exchange: Exchange) -> list[tuple[str, str]]:
+        form = exchange.headers.get("endpoint-load-metrics-format", "")
+        return static.orca(form, len(self.engine.scheduler.waiting), self.engine.scheduler.pool.usage)
+
+    def _keep_alive(self, exchange: Exchange, answer: Answer) -> None:
+        """Send a comment now and then until the first token, where --sse-keep-alive-interval asks for it."""
+        seconds = self.config.keep_alive_interval
+        if not seconds:
+            return
+
+        def beat() -> None:
+            if not answer.started and not exchange.ended:
+                exchange.event(b": keep-alive\n\n")
+                asyncio.get_running_loop().call_later(seconds, beat)
+
+        asyncio.get_running_loop().call_later(seconds, beat)

@@ -79,6 +79,7 @@ class EngineConfig:
     output_tokens: int
     transfer_us: float
     teardown_scale: float
+    sigterm_error: bool
     admin_host: str
     admin_port: int
     seed: int
@@ -133,6 +134,7 @@ def build_config(flags: Namespace, env: EngineEnvironment, *, new_id: str) -> En
         output_tokens=flags.sim_output_tokens,
         transfer_us=flags.sim_kv_transfer_us,
         teardown_scale=flags.sim_teardown_scale,
+        sigterm_error=flags.sim_sigterm_ends == "error",
         admin_host=flags.sim_admin_host,
         admin_port=flags.sim_admin_port,
         seed=flags.sim_seed,

@@ -101,6 +101,19 @@ def not_json(error: json.JSONDecodeError) -> ApiError:
     return invalid([Problem("json_invalid", loc, "JSON decode error", {}, {"error": error.msg})])
 
 
+class Unreadable(ApiError):
+    """A body that is not even text: FastAPI's own answer, not vLLM's."""
+
+    def body(self) -> dict[str, Any]:
+        """Give FastAPI's form."""
+        return {"detail": self.message}
+
+
+def unreadable() -> ApiError:
+    """Refuse a body that is not UTF-8."""
+    return Unreadable(400, "There was an error parsing the body", "Bad Request")
+
+
 def unsupported_media() -> ApiError:
     """Refuse another content type."""
     message = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"

@@ -13,6 +13,9 @@ from llmfleet_sim.blocks import BlockPool
 from llmfleet_sim.config import EngineConfig
 from llmfleet_sim.errors import ApiError, engine_dead
 from llmfleet_sim.faults import Faults
+from llmfleet_sim.nixl.app import SideChannel
+from llmfleet_sim.nixl.client import Puller, PullError
+from llmfleet_sim.nixl.params import Pull
 from llmfleet_sim.scheduler import Batch, Limits, Scheduler, Sequence
 from llmfleet_sim.telemetry import Telemetry
 
@@ -41,6 +44,7 @@ class Engine:
         self.dead = False
         self.paused = False
         self.on_death: Callable[[], None] = lambda: None
+        self.on_crash: Callable[[], None] = lambda: None
         pool = BlockPool(blocks=config.blocks, block_size=config.block_size, caching=config.prefix_caching)
         self.scheduler = Scheduler(
             Limits(
@@ -54,13 +58,38 @@ class Engine:
             pool,
         )
         self.scheduler.on_admit = telemetry.admitted
+        self.scheduler.on_pull = self._pull
+        self.side: SideChannel | None = None
+        self.puller: Puller | None = None
+        if config.connector is not None:
+            self.side = SideChannel(config, self.scheduler, telemetry)
+            self.side.on_free = self.wake
+            self.puller = Puller(config)
+        self._pulls: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._clock = 0.0
 
-    def submit(self, sequences: Iterable[Sequence]) -> None:
-        """Queue sequences."""
+    async def start(self) -> None:
+        """Open the side channel of a connector."""
+        if self.side is not None:
+            await self.side.start()
+
+    def close(self) -> None:
+        """Drop every connection to other engines."""
+        for task in self._pulls:
+            task.cancel()
+        if self.side is not None:
+            self.side.close()
+        if self.puller is not None:
+            self.puller.close()
+
+    def submit(self, sequences: Iterable[Sequence], pull: Pull | None = None) -> None:
+        """Queue sequences; with a pull, their prompt's KV comes from another engine."""
         for seq in sequences:
+            seq.pull = pull
             self.scheduler.add(seq)
+            if pull is not None and self.puller is not None:
+                self.puller.queued(pull)
         self._wake.set()
 
     def abort(self, sequences: Iterable[Sequence]) -> None:
@@ -119,11 +148,61 @@ class Engine:
 
     def _hand_out(self, seq: Sequence, word: int, reason: str, now: float) -> None:
         """Give a token to its sink; a stop string found there ends the sequence."""
+        if reason and seq.hold_after and self.side is not None:
+            seq.sink.transfer = self.side.offer(seq)
         stopped = seq.sink.emit(seq, word, reason, now)
         if stopped and not reason:
+            seq.hold_after = False
             self.scheduler.finish(seq, "stop")
+        self._strike(seq)
         if stopped or reason:
             self.telemetry.finished(seq, "stop" if stopped else reason, now)
+
+    def _strike(self, seq: Sequence) -> None:
+        """Let a fault on command hit this sequence when it has come far enough."""
+        kind = self.faults.strikes(seq.outputs)
+        if kind == "die_at_token":
+            self.on_crash()
+        elif kind == "cut":
+            seq.sink.cut()
+        elif kind == "error_event":
+            self.scheduler.abort(seq)
+            seq.sink.fail(engine_dead())
+
+    def _pull(self, seq: Sequence) -> None:
+        """Fetch a prompt's KV beside the steps."""
+        task = asyncio.create_task(self._fetch(seq))
+        self._pulls.add(task)
+        task.add_done_callback(self._pulls.discard)
+
+    async def _fetch(self, seq: Sequence) -> None:
+        pull, puller = seq.pull, self.puller
+        assert pull is not None and puller is not None and self.config.connector is not None
+        puller.forget(pull)
+        begun = asyncio.get_running_loop().time()
+        try:
+            seed = await puller.read(pull, len(seq.prompt))
+        except PullError as error:
+            self.telemetry.scalar("vllm:nixl_num_failed_transfers").inc()
+            self._unpulled(seq, str(error))
+            return
+        if seq.finish:
+            return
+        self.telemetry.pulled(len(seq.prompt), asyncio.get_running_loop().time() - begun)
+        self.scheduler.pulled(seq, seed)
+        self.wake()
+
+    def _unpulled(self, seq: Sequence, message: str) -> None:
+        """A fetch failed: compute the prompt here, or fail the request, as the policy says."""
+        assert self.config.connector is not None
+        if seq.finish:
+            return
+        if self.config.connector.recompute:
+            self.scheduler.pulled(seq, None)
+            self.wake()
+            return
+        self.scheduler.abort(seq)
+        seq.sink.fail(ApiError(500, message, "InternalServerError"))
 
     def die(self, why: str) -> None:
         """Fail every request and stay dead; the process ends a little later, as vLLM's does."""
@@ -137,6 +216,16 @@ class Engine:
 
     def fail_all(self, error: ApiError) -> None:
         """End every request with an error."""
-        for seq in [*self.scheduler.running, *self.scheduler.waiting]:
-            self.scheduler.abort(seq)
+        for seq in self._drop_all():
             seq.sink.fail(error)
+
+    def interrupt_all(self) -> None:
+        """End every request where it is, with finish reason `abort`."""
+        for seq in self._drop_all():
+            seq.sink.interrupt()
+
+    def _drop_all(self) -> list[Sequence]:
+        dropped = [*self.scheduler.running, *self.scheduler.waiting]
+        for seq in dropped:
+            self.scheduler.abort(seq)
+        return dropped

@@ -8,8 +8,10 @@ import asyncio
 import logging
 import signal
 import socket
+from collections.abc import Callable
 from time import time
 
+from llmfleet_sim.admin.app import Admin, kill_process
 from llmfleet_sim.app import Api
 from llmfleet_sim.config import EngineConfig
 from llmfleet_sim.errors import engine_dead
@@ -42,7 +44,9 @@ async def _main(config: EngineConfig) -> int:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     if config.headless:
-        return await follow(config, stop)
+        faults = Faults()
+        await _open_admin(config, faults, None)
+        return await follow(config, stop, faults)
     try:
         bound = bind(config.host, config.port)
     except OSError as error:
@@ -84,18 +88,27 @@ async def serve(
     config: EngineConfig, group: LeaderGroup | None, bound: socket.socket, stop: asyncio.Event
 ) -> int:
     """Serve until a signal or the engine's death."""
-    telemetry = _telemetry(config)
-    engine = Engine(config, telemetry, Faults(), group)
+    telemetry, faults = _telemetry(config), Faults()
+    engine = Engine(config, telemetry, faults, group)
     api = Api(config, engine, telemetry)
     died = asyncio.Event()
-    engine.on_death = died.set
+    engine.on_death, engine.on_crash = died.set, kill_process
     worker = asyncio.create_task(engine.run())
+    await engine.start()
     await api.listen(bound)
+    await _open_admin(config, faults, engine.die)
     log.info("Application startup complete, listening on port %d", config.port)
     await _first(stop, died)
     code = await (_leave_dead(config, api) if died.is_set() else _leave(config, api, died))
     worker.cancel()
+    engine.close()
     return code
+
+
+async def _open_admin(config: EngineConfig, faults: Faults, kill: Callable[[str], None] | None) -> None:
+    """Open the admin port where one is asked for; it lives as long as the process."""
+    if config.admin_port:
+        await Admin(faults, kill_engine=kill).listen(config.admin_host, config.admin_port)
 
 
 async def _first(*events: asyncio.Event) -> None:
@@ -117,7 +130,7 @@ async def _leave(config: EngineConfig, api: Api, died: asyncio.Event) -> int:
     log.info("shutting down, %d requests in flight", api.open_requests)
     if not config.shutdown_timeout:
         api.stop_listening()
-        api.engine.fail_all(engine_dead())
+        end_all(config, api.engine)
         await asyncio.sleep(_EXIT_SECONDS * config.teardown_scale)
         return 0
     api.draining = True
@@ -125,10 +138,18 @@ async def _leave(config: EngineConfig, api: Api, died: asyncio.Event) -> int:
     end = loop.time() + config.shutdown_timeout
     while api.in_flight() and loop.time() < end and not died.is_set():
         await asyncio.sleep(0.02)
-    api.engine.fail_all(engine_dead())
+    end_all(config, api.engine)
     await asyncio.sleep(_DRAINED_SECONDS * config.teardown_scale)
     api.stop_listening()
     return 0
+
+
+def end_all(config: EngineConfig, engine: Engine) -> None:
+    """End what still runs. Real engines race here: their last tokens may or may not beat their death."""
+    if config.sigterm_error:
+        engine.fail_all(engine_dead())
+    else:
+        engine.interrupt_all()
 
 
 def bind(host: str | None, port: int) -> socket.socket:

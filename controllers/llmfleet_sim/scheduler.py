@@ -9,10 +9,11 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from llmfleet_sim.blocks import BlockPool, Holding
 from llmfleet_sim.errors import ApiError
+from llmfleet_sim.nixl.params import Pull
 from llmfleet_sim.text import TOKENS, natural_length, word_at
 from llmfleet_sim.tokens import EOS, Tokens
 
@@ -20,11 +21,17 @@ from llmfleet_sim.tokens import EOS, Tokens
 class Sink(Protocol):
     """Where the tokens of one sequence go."""
 
+    transfer: dict[str, Any] | None
+    cut: Callable[[], None]
+
     def emit(self, seq: "Sequence", word: int, reason: str, now: float) -> bool:
         """Take a token (-1 is the end-of-sequence token); say whether a stop string ended the sequence."""
 
     def fail(self, error: ApiError) -> None:
         """Take the error that ends the sequence."""
+
+    def interrupt(self) -> None:
+        """Take the end that a stopping engine makes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +61,8 @@ class Sequence:
     ignore_eos: bool = False
     priority: int = 0
     salt: int = 0
-    needs_transfer: bool = False
+    pull: Pull | None = None
+    pulling: bool = False
     hold_after: bool = False
     tokens: Tokens = field(default_factory=lambda: array("Q"))
     outputs: int = 0
@@ -98,6 +106,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.on_admit: Callable[[Sequence], None] = lambda seq: None
+        self.on_pull: Callable[[Sequence], None] = lambda seq: None
 
     @property
     def busy(self) -> bool:
@@ -124,7 +133,7 @@ class Scheduler:
 
     def deferred(self) -> int:
         """How many waiting sequences wait for a KV transfer, not for capacity."""
-        return sum(1 for seq in self.waiting if seq.needs_transfer)
+        return sum(1 for seq in self.waiting if seq.pull is not None)
 
     def schedule(self, now: float) -> Batch:
         """Choose the next step."""
@@ -163,14 +172,18 @@ class Scheduler:
         seq.computed = 0
         seq.preemptions += 1
         self.waiting.appendleft(seq)
+        if self.limits.priority:
+            self.waiting = deque(sorted(self.waiting, key=_urgency))
         batch.preempted.append(seq)
 
     def _admit(self, batch: Batch, budget: int, now: float) -> None:
         """Start waiting sequences while seats, budget and blocks last."""
-        ready = [seq for seq in self.waiting if not seq.needs_transfer]
-        for seq in ready:
-            if not budget or len(self.running) >= self.limits.max_num_seqs:
+        for seq in list(self.waiting):
+            if not budget or not self._seat(seq, batch):
                 return
+            if seq.pull is not None:
+                self._begin_pull(seq)
+                continue
             count = self._start(seq, budget)
             if not count:
                 return
@@ -180,6 +193,34 @@ class Scheduler:
             self.on_admit(seq)
             self._put(batch, seq, count)
             budget -= count
+
+    def _seat(self, seq: Sequence, batch: Batch) -> bool:
+        """Find a seat; under priority scheduling a more urgent sequence takes a running one's."""
+        if len(self.running) < self.limits.max_num_seqs:
+            return True
+        if not self.limits.priority:
+            return False
+        victim = max(self.running, key=_urgency)
+        if victim.priority <= seq.priority:
+            return False
+        self._preempt(victim, batch)
+        return True
+
+    def _begin_pull(self, seq: Sequence) -> None:
+        """Take the blocks of a prompt that another engine has computed, and have it fetched."""
+        if not seq.pulling and self.pool.grow(seq.holding, len(seq.prompt)):
+            seq.pulling = True
+            self.on_pull(seq)
+
+    def pulled(self, seq: Sequence, seed: int | None) -> None:
+        """A fetch has ended: with the KV of this seed, or with none, and then the prompt is computed here."""
+        seq.pull, seq.pulling = None, False
+        if seed is None:
+            self.pool.release(seq.holding)
+            return
+        seq.seed = seed
+        seq.external = seq.cached = len(seq.prompt)
+        seq.computed = len(seq.prompt) - 1
 
     def _start(self, seq: Sequence, budget: int) -> int:
         """Take cached and new blocks for a sequence; 0 when it does not fit."""

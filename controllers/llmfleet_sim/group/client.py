@@ -9,6 +9,7 @@ import json
 import logging
 
 from llmfleet_sim.config import EngineConfig
+from llmfleet_sim.faults import Faults
 
 log = logging.getLogger("llmfleet_sim")
 _AFTER_ABORTED_START = 35.0
@@ -16,9 +17,9 @@ _AFTER_LEADER_DEATH = 11.0
 _NORMAL_END = 1.0
 
 
-async def follow(config: EngineConfig, stop: asyncio.Event) -> int:
+async def follow(config: EngineConfig, stop: asyncio.Event, faults: Faults) -> int:
     """Live as a follower; gives the exit code."""
-    life = asyncio.create_task(_live(config))
+    life = asyncio.create_task(_live(config, faults))
     ended = asyncio.create_task(stop.wait())
     await asyncio.wait({life, ended}, return_when=asyncio.FIRST_COMPLETED)
     if life.done():
@@ -33,7 +34,7 @@ async def follow(config: EngineConfig, stop: asyncio.Event) -> int:
     return 0
 
 
-async def _live(config: EngineConfig) -> int | None:
+async def _live(config: EngineConfig, faults: Faults) -> int | None:
     """Join and work; an exit code, or None when the leader died and only a signal may end this process."""
     link = await _connect(config)
     if link is None:
@@ -46,16 +47,19 @@ async def _live(config: EngineConfig) -> int | None:
         await asyncio.sleep(_AFTER_ABORTED_START * config.teardown_scale)
         return 1
     log.info("rank %d of %d started", config.rank, config.nodes)
-    while await _answer(reader, writer):
+    while await _answer(reader, writer, faults):
         pass
     log.error("the leader of the group is gone; this rank waits for a signal")
     return None
 
 
-async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    """Answer one step; no more steps means no more leader."""
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, faults: Faults) -> bool:
+    """Answer one step, not before a hang on command is over; no more steps means no more leader."""
+    loop = asyncio.get_running_loop()
     try:
         step = await reader.read(1)
+        while step and faults.hanging(loop.time()):
+            await asyncio.sleep(0.05)
         if step:
             writer.write(b"A")
         return bool(step)

@@ -40,11 +40,20 @@ class Exchange:
         self._chunked = False
         self.sent_length = 0
 
-    def respond(self, status: int, body: bytes = b"", kind: str | None = "application/json", headers: Headers = ()) -> None:
-        """Send a whole answer."""
+    def respond(
+        self,
+        status: int,
+        body: bytes = b"",
+        kind: str | None = "application/json",
+        *,
+        headers: Headers = (),
+        trailers: Headers = (),
+    ) -> None:
+        """Send a whole answer; `headers` go before the length, `trailers` behind the type."""
         lines = [*headers, *self.extra, ("content-length", str(len(body)))]
         if kind is not None:
             lines.append(("content-type", kind))
+        lines += trailers
         self.sent_length = len(body)
         self._head(status, lines)
         self._connection.send(b"" if self.method == "HEAD" else body)
@@ -136,7 +145,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._refuse(b"Unsupported upgrade request.")
+            pass  # answered as the plain request it also is; no route speaks another protocol
         except httptools.HttpParserError:
             self._refuse(b"Invalid HTTP request received.")
 

@@ -1,0 +1,1 @@
+"""Faults on command, over a port of its own."""
