@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import orjson
-import urllib3
 
 from llmfleet.kube.diff import stamped
 from llmfleet.kube.errors import KubeError, NotLeader, Unavailable
 from llmfleet.kube.plan import Propagation
 from llmfleet.kube.refs import Kind, Manifest, Ref, ref_of
 from llmfleet.kube.transport.answers import error_from_status
-from llmfleet.kube.transport.client import READ_SECONDS, Transport
+from llmfleet.kube.transport.client import READ_SECONDS, Streams, Transport
 
 PAGE: Final = 250
 LIST_SECONDS: Final = 60.0
@@ -103,7 +102,7 @@ class Api:
         field_selector: str,
         seconds: int,
         read_seconds: float,
-        opened: List[urllib3.BaseHTTPResponse],
+        streams: Streams,
     ) -> Iterator[tuple[str, Manifest]]:
         """Events after a resourceVersion until the server ends the watch. Raises Expired on 410."""
         query = {
@@ -114,12 +113,12 @@ class Api:
             **_selectors(label_selector, field_selector),
         }
         path = kind.path(namespace)
-        for line in self._transport.lines(path, query, read_seconds=read_seconds, opened=opened):
+        for line in self._transport.lines(path, query, read_seconds=read_seconds, streams=streams):
             event = _object(line)
-            kind_of_event, obj = event.get("type"), event.get("object") or {}
-            if kind_of_event == "ERROR":
+            kind_of_event, obj = event.get("type"), event.get("object")
+            if kind_of_event == "ERROR" and isinstance(obj, dict):
                 raise error_from_status(int(obj.get("code") or 500), obj, f"watch {path}")
-            if "metadata" not in obj:
+            if not isinstance(obj, dict) or not isinstance(obj.get("metadata"), dict):
                 raise Unavailable(f"watch {path}: an event without an object")
             yield str(kind_of_event), _typed(obj, kind)
 

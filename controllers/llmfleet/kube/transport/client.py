@@ -10,6 +10,7 @@ client with all its ways to log in. The official client is imported only for a k
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -149,6 +150,35 @@ def find_credentials(kubeconfig: str | None) -> Credentials:
     return PodCredentials(place) if place else KubeconfigCredentials(kubeconfig)
 
 
+class Streams:
+    """The answers one thread is reading, so that another can end its wait."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: urllib3.BaseHTTPResponse | None = None
+        self._ended = False
+
+    def opened(self, response: urllib3.BaseHTTPResponse) -> None:
+        """Note the answer that is being read; it ends at once when `end` came first."""
+        with self._lock:
+            self._open = response
+            if self._ended:
+                shut(response)
+
+    def end(self) -> None:
+        """Wake the reader: it sees the end of the answer, of this one and of any later one."""
+        with self._lock:
+            self._ended = True
+            if self._open is not None:
+                shut(self._open)
+
+
+def shut(response: urllib3.BaseHTTPResponse) -> None:
+    """Stop reading; a thread that is blocked in a read returns."""
+    with contextlib.suppress(ValueError, RuntimeError, OSError):
+        response.shutdown()
+
+
 class Transport:
     """A pool of kept-alive connections to the apiserver, safe for many threads."""
 
@@ -174,13 +204,13 @@ class Transport:
         return response.data
 
     def lines(
-        self, path: str, query: Mapping[str, str], *, read_seconds: float, opened: list[urllib3.BaseHTTPResponse]
+        self, path: str, query: Mapping[str, str], *, read_seconds: float, streams: Streams
     ) -> Iterator[bytes]:
         """The lines of an endless answer. A silence longer than `read_seconds` raises Unavailable.
 
-        `opened` receives the response, so that another thread can end the wait (`end`)."""
+        Another thread can end the wait through `streams`."""
         response = self._send("GET", path, query, None, {}, read_seconds, stream=True)
-        opened.append(response)
+        streams.opened(response)
         try:
             yield from split_lines(response.stream(1 << 16, decode_content=False))
         except (HTTPError, OSError) as error:
@@ -248,15 +278,6 @@ class Transport:
         self._pool = urllib3.PoolManager(
             num_pools=1, maxsize=CONNECTIONS, block=False, socket_options=KEEPALIVE, **endpoint.tls
         )
-
-
-def end(opened: list[urllib3.BaseHTTPResponse]) -> None:
-    """Wake the thread that reads a stream: it sees the end of the answer."""
-    for response in opened:
-        try:
-            response.shutdown()
-        except (ValueError, RuntimeError, OSError):
-            response.close()
 
 
 def read_error(response: urllib3.BaseHTTPResponse) -> bytes:

@@ -15,15 +15,13 @@ from builtins import list as List  # noqa: UP035  (the method `list` hides the t
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
-import urllib3
-
 from llmfleet.kube.backoff import WATCH
 from llmfleet.kube.client import Api
 from llmfleet.kube.errors import Expired, Forbidden, KubeError, NotFound
 from llmfleet.kube.refs import Key, Kind, Manifest, key_of, version_of
 from llmfleet.kube.selectors import Matcher, parse_selector
 from llmfleet.kube.store import Change, Store
-from llmfleet.kube.transport.client import end
+from llmfleet.kube.transport.client import Streams
 from llmfleet.kube.trim import Trim
 
 log = logging.getLogger(__name__)
@@ -174,10 +172,11 @@ class Reflector:
         self._silence_seconds = silence_seconds
         self._relist_seconds = relist_seconds * random.uniform(0.8, 1.2)
         self._version = ""
+        self._newest = 0
         self._listed_at = 0.0
         self._failures = 0
         self._reported_at = float("-inf")
-        self._opened: list[urllib3.BaseHTTPResponse] = []
+        self._streams = Streams()
 
     def run(self, stop: threading.Event) -> None:
         """List, watch, and start again, until told to stop."""
@@ -188,7 +187,7 @@ class Reflector:
 
     def interrupt(self) -> None:
         """End a watch that waits for events, so that `run` sees its stop."""
-        end(self._opened)
+        self._streams.end()
 
     def _round(self) -> float:
         """One list if needed and one watch; returns how long to pause before the next."""
@@ -210,8 +209,9 @@ class Reflector:
             self._cache.kind, self._namespace, self._cache.label_selector, self._cache.field_selector
         ):
             objects.extend(map(self._cache.trim, page))
-        if _number(version) < _number(self._version):
+        if _number(version) < self._newest:
             self._cache.forget_versions()
+        self._newest = _number(version)
         self._cache.replace(objects, _number(version), self._namespace)
         self._version, self._listed_at = version, time.monotonic()
 
@@ -223,7 +223,6 @@ class Reflector:
         return lasted
 
     def _watch(self) -> None:
-        self._opened.clear()
         for kind_of_event, obj in self._api.watch(
             self._cache.kind,
             namespace=self._namespace,
@@ -232,7 +231,7 @@ class Reflector:
             field_selector=self._cache.field_selector,
             seconds=self._watch_seconds,
             read_seconds=self._silence_seconds,
-            opened=self._opened,
+            streams=self._streams,
         ):
             self._take(kind_of_event, obj)
 
@@ -242,8 +241,8 @@ class Reflector:
         elif kind_of_event in ("ADDED", "MODIFIED"):
             self._cache.put(obj)
         version = str(obj["metadata"].get("resourceVersion", ""))
-        if _number(version) >= _number(self._version):
-            self._version = version
+        if _number(version) >= self._newest:
+            self._version, self._newest = version, _number(version)
 
     def _after_failure(self, error: Exception) -> float:
         if isinstance(error, Expired):
