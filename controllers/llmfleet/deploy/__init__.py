@@ -1,0 +1,2 @@
+"""LLMCluster -> parse -> build objects -> diff -> plan -> execute -> status: the life of one instance, from create to
+drain."""
