@@ -139,12 +139,20 @@ def everything() -> set[str]:
             place = (process / "cgroup").read_text().replace("\n", " ")
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             cluster = [word for word in environment.split() if word.startswith("LLMFLEET_CLUSTER=")]
-            found.add(f"process {process.name} {place}{command}" + "".join(f"llmfleet-{c[17:]}" for c in cluster))
+            owner = "".join(f" llmfleet-{word.removeprefix('LLMFLEET_CLUSTER=')}" for word in cluster)
+            found.add(f"process {process.name} {place}{command}{owner}")
     found.update(f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    for command in (["ip", "-o", "link"], ["ip", "route", "show", "table", "all"], ["iptables-save"]):
-        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        found.update(f"{' '.join(command)}: {line}" for line in out.splitlines() if not line.startswith(("#", ":")))
+    for query in ("ip -o link", "ip route show table all", "iptables-save"):
+        out = subprocess.run(query.split(), capture_output=True, text=True, check=True).stdout
+        found.update(f"{query}: {line}" for line in out.splitlines() if not line.startswith(("#", ":")))
     found.update(f"cgroup {folder}" for folder, _, _ in os.walk("/sys/fs/cgroup"))
-    for folder in ("/run/netns", "/run/containerd", "/var/lib/cni", "/var/lib/kubelet", "/var/log/pods", "/opt/containerd"):
+    for folder in (
+        "/run/netns",
+        "/run/containerd",
+        "/var/lib/cni",
+        "/var/lib/kubelet",
+        "/var/log/pods",
+        "/opt/containerd",
+    ):
         found.update(f"file {path}" for path in Path(folder).rglob("*"))
     return found

@@ -14,10 +14,6 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "ci" / "cluster")]
 from cluster_driver import Cluster, build_probe  # noqa: E402
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cluster: starts a Kubernetes on this machine; needs root")
-
-
 @pytest.fixture(scope="session")
 def as_root() -> None:
     assert os.geteuid() == 0, "the cluster's tests make namespaces and control groups: run them as root"

@@ -1,9 +1,9 @@
 """The life of a cluster: up, up again, repaired after a kill at any moment, down without a trace."""
 
+import os
 import random
 import shutil
 import signal
-import os
 from pathlib import Path
 
 import pytest

@@ -21,7 +21,12 @@ SELECTOR = {"app": "group"}
 def service(name: str, **spec: object) -> dict[str, object]:
     port = {"port": 80, "targetPort": 8080}
     metadata = {"name": name, "namespace": "probe"}
-    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"selector": SELECTOR, "ports": [port], **spec}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata,
+        "spec": {"selector": SELECTOR, "ports": [port], **spec},
+    }
 
 
 def group() -> dict[str, object]:
@@ -30,7 +35,10 @@ def group() -> dict[str, object]:
         "image": PROBE_IMAGE,
         "imagePullPolicy": "Never",
         "args": ["serve", ":8080"],
-        "resources": {"requests": {"cpu": "10m", "memory": "16Mi", "ephemeral-storage": "1Mi"}, "limits": {"memory": "64Mi"}},
+        "resources": {
+            "requests": {"cpu": "10m", "memory": "16Mi", "ephemeral-storage": "1Mi"},
+            "limits": {"memory": "64Mi"},
+        },
         "readinessProbe": {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
@@ -140,7 +148,9 @@ def test_a_pod_reaches_a_service_on_its_own_node_too(workload: Cluster) -> None:
 def test_logs_and_exec_work_on_both_nodes(workload: Cluster) -> None:
     for pod in ("group-0", "group-1"):
         assert workload.kubectl("-n", "probe", "logs", pod) == f"serving {pod}\n"
-        assert workload.kubectl("-n", "probe", "exec", pod, "--", "/probe", "get", "http://127.0.0.1:8080/") == f"{pod}\n"
+        assert (
+            workload.kubectl("-n", "probe", "exec", pod, "--", "/probe", "get", "http://127.0.0.1:8080/") == f"{pod}\n"
+        )
 
 
 def test_loading_an_image_twice_loads_it_once(running: Cluster, probe: Path) -> None:

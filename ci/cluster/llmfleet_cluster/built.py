@@ -107,7 +107,9 @@ def evict_strangers(layout: Layout) -> None:
 def start_control_plane(layout: Layout, broken: Sequence[str], binaries: Binaries) -> bool:
     """Start etcd and apiserver, the nodes' runtimes while these come up, then what needs the apiserver."""
     write_file(layout.folder / "Corefile", controlplane.corefile(layout))
-    changed = [processes.ensure(layout, make(layout, binaries)) for make in (controlplane.etcd, controlplane.kube_apiserver)]
+    changed = [
+        processes.ensure(layout, make(layout, binaries)) for make in (controlplane.etcd, controlplane.kube_apiserver)
+    ]
     if any(changed):
         say(f"control plane at {layout.server} starts")
     for node in broken:
@@ -159,7 +161,8 @@ def start_nodes(layout: Layout, broken: Sequence[str], archives: Sequence[str], 
 def start_helpers(layout: Layout, binaries: Binaries) -> bool:
     """Start what is of use only with nodes: Services for the host, and metrics."""
     specs = [controlplane.kube_proxy(layout, binaries, CONTROL_PLANE), controlplane.metrics_server(layout, binaries)]
-    return any([processes.ensure(layout, spec) for spec in specs])
+    changed = [processes.ensure(layout, spec) for spec in specs]
+    return any(changed)
 
 
 def problem(layout: Layout, client: ApiClient, names: Sequence[str]) -> str | None:

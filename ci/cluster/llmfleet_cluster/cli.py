@@ -39,9 +39,15 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="cluster", description="A Kubernetes cluster on this machine.")
     commands = result.add_subparsers(required=True, metavar="COMMAND")
     command = add(commands, "up", up, "start the cluster, or repair and complete it")
-    command.add_argument("--nodes", type=node_count, metavar="N", help=f"nodes that take pods, 1 to {MAX_NODES}; default 2")
-    command.add_argument("--context", default="", metavar="C", help="use this kube context instead of a cluster of ours")
-    command.add_argument("--backend", choices=("kind", "built"), help="do not choose; default kind if Docker or Podman answers")
+    command.add_argument(
+        "--nodes", type=node_count, metavar="N", help=f"nodes that take pods, 1 to {MAX_NODES}; default 2"
+    )
+    command.add_argument(
+        "--context", default="", metavar="C", help="use this kube context instead of a cluster of ours"
+    )
+    command.add_argument(
+        "--backend", choices=("kind", "built"), help="do not choose; default kind if Docker or Podman answers"
+    )
     add(commands, "down", down, "remove the cluster and everything it left on this machine")
     command = add(commands, "load", load, "load image archives into every node")
     command.add_argument("archives", nargs="+", type=Path, metavar="IMAGE.tar", help="OCI or Docker archive")
@@ -49,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print JSON")
     command = add(commands, "logs", logs, "list the components' logs, or print the end of one")
     command.add_argument("component", nargs="?", help="as listed, for example kubelet.node-0")
-    command.add_argument("--tail", type=int, default=DEFAULT_TAIL, metavar="LINES", help=f"lines; default {DEFAULT_TAIL}")
+    command.add_argument(
+        "--tail", type=int, default=DEFAULT_TAIL, metavar="LINES", help=f"lines; default {DEFAULT_TAIL}"
+    )
     add(commands, "kubeconfig", kubeconfig, "print the path of the kubeconfig")
     for name, action, text in (
         ("node-kill", node_kill, "cut a node's power: all its processes end, its address falls silent"),
@@ -107,7 +115,9 @@ def refuse_change(name: str, record: Record, arguments: argparse.Namespace) -> N
     """A cluster does not become another one while somebody may be using it."""
     other_context = arguments.context and arguments.context != record.context
     if other_context or (arguments.backend and arguments.backend != record.backend):
-        raise ClusterError(f"{name!r} exists as {record.backend} ({record.why}); run `down` first or use another --name")
+        raise ClusterError(
+            f"{name!r} exists as {record.backend} ({record.why}); run `down` first or use another --name"
+        )
 
 
 def connect(name: str, record: Record, count: int | None) -> None:

@@ -40,7 +40,7 @@ def require_root() -> None:
         packages = missing_packages()
         also = f" Packages it will need: {' '.join(packages)}." if packages else ""
         raise ClusterError(
-            "a cluster built on this machine needs root (namespaces, mounts, routes): run `sudo ci/cluster/cluster up`, "
+            "a cluster built on this machine needs root (it makes namespaces): run `sudo ci/cluster/cluster up`, "
             f"start Docker or Podman, or name a cluster of your own with --context.{also}"
         )
 

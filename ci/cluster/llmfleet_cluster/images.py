@@ -27,18 +27,22 @@ MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 def binary_archive(name: str, binary: Path, machine: str) -> bytes:
     """Write an OCI archive that holds one static binary; the same input gives the same bytes."""
     layer = tar_of({binary.name: (binary.read_bytes(), 0o755)})
-    config = canonical({
-        "architecture": architecture(machine),
-        "os": "linux",
-        "config": {"Entrypoint": [f"/{binary.name}"], "User": "65535:65535"},
-        "rootfs": {"type": "layers", "diff_ids": [digest(layer)]},
-    })
-    manifest = canonical({
-        "schemaVersion": 2,
-        "mediaType": MANIFEST_TYPE,
-        "config": descriptor(CONFIG_TYPE, config),
-        "layers": [descriptor(LAYER_TYPE, layer)],
-    })
+    config = canonical(
+        {
+            "architecture": architecture(machine),
+            "os": "linux",
+            "config": {"Entrypoint": [f"/{binary.name}"], "User": "65535:65535"},
+            "rootfs": {"type": "layers", "diff_ids": [digest(layer)]},
+        }
+    )
+    manifest = canonical(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": descriptor(CONFIG_TYPE, config),
+            "layers": [descriptor(LAYER_TYPE, layer)],
+        }
+    )
     named = {**descriptor(MANIFEST_TYPE, manifest), "annotations": {NAME_ANNOTATIONS[0]: name}}
     files = {f"blobs/sha256/{digest(blob)[7:]}": (blob, 0o644) for blob in (layer, config, manifest)}
     files["oci-layout"] = (canonical({"imageLayoutVersion": "1.0.0"}), 0o644)

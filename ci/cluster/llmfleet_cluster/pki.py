@@ -92,7 +92,20 @@ def ensure_certificate(
         run(["openssl", "req", *NEW_KEY, "-keyout", f"{folder}/key", "-out", f"{folder}/request", "-subj", subject])
         signer = ["-CA", str(certificate(layout, "ca")), "-CAkey", str(key(layout, "ca"))]
         request = ["-in", f"{folder}/request", "-out", f"{folder}/crt", "-extfile", f"{folder}/extensions"]
-        run(["openssl", "x509", "-req", *request, *signer, "-CAserial", f"{folder}/serial", "-CAcreateserial", "-days", DAYS])
+        run(
+            [
+                "openssl",
+                "x509",
+                "-req",
+                *request,
+                *signer,
+                "-CAserial",
+                f"{folder}/serial",
+                "-CAcreateserial",
+                "-days",
+                DAYS,
+            ]
+        )
         keep(layout, name, Path(folder))
 
 
