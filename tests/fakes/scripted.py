@@ -126,7 +126,12 @@ class ScriptedApiserver:
         with self._lock:
             self.version += 1
             known = (namespace, name) in self.objects
-            metadata = {"name": name, "namespace": namespace, "uid": f"uid-{name}", "resourceVersion": str(self.version)}
+            metadata = {
+                "name": name,
+                "namespace": namespace,
+                "uid": f"uid-{name}",
+                "resourceVersion": str(self.version),
+            }
             obj = {"metadata": {**metadata, **fields.pop("metadata", {})}, **fields}
             self.objects[namespace, name] = obj
             if not silent:
@@ -217,7 +222,9 @@ class ScriptedApiserver:
     def _misbehave(self, connection: socket.socket, fault: Fault) -> bool:
         match fault:
             case Status():
-                send(connection, fault.code, fault.body if fault.body is not None else status(fault.code), fault.headers)
+                send(
+                    connection, fault.code, fault.body if fault.body is not None else status(fault.code), fault.headers
+                )
                 return True
             case Raw():
                 connection.sendall(fault.data)
@@ -269,7 +276,7 @@ def read_request(reader: Any) -> Request | None:
         return None
     method, target, _ = line.split(" ", 2)
     headers: dict[str, str] = {}
-    while (header := reader.readline().decode().strip()):
+    while header := reader.readline().decode().strip():
         name, _, value = header.partition(":")
         headers[name.strip().lower()] = value.strip()
     parts = urlsplit(target)
@@ -296,7 +303,15 @@ def chunk(data: bytes) -> bytes:
 
 def status(code: int, message: str = "as scripted", reason: str = "Scripted") -> dict[str, Any]:
     """A Status object as the apiserver sends it."""
-    return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": code, "message": message, "reason": reason}
+    return {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "code": code,
+        "message": message,
+        "reason": reason,
+    }
 
 
 def close(connection: socket.socket, *, reset: bool = False) -> None:

@@ -32,7 +32,9 @@ def shared_apiserver() -> Apiserver:
 def new_namespace(server: Apiserver, prefix: str = "test") -> str:
     """A namespace nobody else uses."""
     name = f"{prefix}-{next(_numbers)}"
-    answer = server.call("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    answer = server.call(
+        "POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    )
     if answer.status != 201:
         raise RuntimeError(answer.message)
     return name

@@ -1,1 +1,1 @@
-"""The one package that speaks to the Kubernetes API: data in (`plan`), requests out (`client`), caches back (`watch`)."""
+"""The one package that speaks to the Kubernetes API: plans in, requests out (`client`), caches back (`watch`)."""

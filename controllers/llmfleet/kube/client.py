@@ -6,7 +6,7 @@ this process still leads. It never retries a write by itself: the work queue doe
 
 from __future__ import annotations
 
-from builtins import list as List  # noqa: UP035  (the method `list` hides the type inside the class)
+from builtins import list as List
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -54,7 +54,13 @@ class Api:
 
     def as_manager(self, manager: str) -> Api:
         """The same API under another field manager; caches see its writes too."""
-        other = Api(self._transport, manager=manager, may_write=self._may_write, on_sent=self._on_sent, read_seconds=self._read_seconds)
+        other = Api(
+            self._transport,
+            manager=manager,
+            may_write=self._may_write,
+            on_sent=self._on_sent,
+            read_seconds=self._read_seconds,
+        )
         other._on_write = self._on_write
         return other
 
@@ -74,7 +80,7 @@ class Api:
         """Every object that matches, and the resourceVersion to watch from."""
         items: List[Manifest] = []
         version = ""
-        for page, version in self.pages(kind, namespace, label_selector, field_selector):
+        for page, version in self.pages(kind, namespace, label_selector, field_selector):  # noqa: B007 (the last one counts)
             items.extend(page)
         return items, version
 
@@ -141,9 +147,7 @@ class Api:
         query = {"fieldManager": self._manager, "force": str(force).lower()}
         return self._write(ref.kind, "apply", "PATCH", ref.path, query, stamped(obj, self._manager), APPLY)
 
-    def apply_status(
-        self, ref: Ref, status: Mapping[str, Any], *, resource_version: str | None = None
-    ) -> Manifest:
+    def apply_status(self, ref: Ref, status: Mapping[str, Any], *, resource_version: str | None = None) -> Manifest:
         """Server-side apply of the whole status subresource."""
         metadata = {"name": ref.name, "namespace": ref.namespace}
         if resource_version:

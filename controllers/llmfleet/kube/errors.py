@@ -1,14 +1,14 @@
 """What can go wrong at the Kubernetes API, as the few exceptions a caller can act on.
 
-    KubeError
-    |-- NotFound            the object, its kind or its namespace is not (or no longer) there
-    |   `-- NamespaceGone   its namespace is being deleted: nothing new can be written there
-    |-- Conflict            somebody else wrote first, it exists already, or a UID precondition failed: read again
-    |-- Rejected            the apiserver refuses this object as it is (400, 413, 422): a retry cannot help
-    `-- Unavailable         retry later; `retry_after` says when, if the apiserver said so
-        |-- Forbidden       RBAC is missing (403)
-        |-- Expired         the resourceVersion is too old (410): list again
-        `-- NotLeader       this process holds no lease: nothing was sent
+KubeError
+|-- NotFound            the object, its kind or its namespace is not (or no longer) there
+|   `-- NamespaceGone   its namespace is being deleted: nothing new can be written there
+|-- Conflict            somebody else wrote first, it exists already, or a UID precondition failed: read again
+|-- Rejected            the apiserver refuses this object as it is (400, 413, 422): a retry cannot help
+`-- Unavailable         retry later; `retry_after` says when, if the apiserver said so
+    |-- Forbidden       RBAC is missing (403)
+    |-- Expired         the resourceVersion is too old (410): list again
+    `-- NotLeader       this process holds no lease: nothing was sent
 """
 
 from __future__ import annotations

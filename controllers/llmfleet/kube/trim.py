@@ -29,7 +29,9 @@ def trim_pod(pod: Manifest) -> Manifest:
     """Metadata, placement and the whole status; of each container what it runs, without its environment and mounts."""
     spec = pod.get("spec", {})
     kept = {key: spec[key] for key in ("nodeName", "terminationGracePeriodSeconds", "hostNetwork") if key in spec}
-    kept["containers"] = [_keep(container, ("name", "image", "args", "ports")) for container in spec.get("containers", ())]
+    kept["containers"] = [
+        _keep(container, ("name", "image", "args", "ports")) for container in spec.get("containers", ())
+    ]
     return {**trim_metadata(pod), "spec": kept}
 
 

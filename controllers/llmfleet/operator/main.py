@@ -41,7 +41,9 @@ WORKERS: Final = 4
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--namespace", "namespaces", multiple=True, metavar="NS", help="Namespace to watch; repeat it. Default: all.")
+@click.option(
+    "--namespace", "namespaces", multiple=True, metavar="NS", help="Namespace to watch; repeat it. Default: all."
+)
 @click.option(
     "--identity", metavar="NS/RELEASE", help="Whose objects these are. Default: this pod's namespace/llmfleet."
 )
@@ -51,7 +53,9 @@ WORKERS: Final = 4
 @click.option("--kubeconfig", metavar="FILE", help="Kubeconfig to use instead of the pod's own account.")
 @click.option("--metrics-port", type=click.IntRange(0, 65535), default=names.METRICS_PORT, show_default=True)
 @click.option("--health-port", type=click.IntRange(0, 65535), default=names.HEALTH_PORT, show_default=True)
-@click.option("--workers", type=click.IntRange(1, 64), default=WORKERS, show_default=True, help="Passes at once, per controller.")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), default=WORKERS, show_default=True, help="Passes at once, per controller."
+)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning"]), default="info", show_default=True)
 def command(
     namespaces: tuple[str, ...],
@@ -89,7 +93,9 @@ def check_identity(identity: str | None) -> str:
     identity = identity or f"{own_namespace()}/llmfleet"
     namespace, _, release = identity.partition("/")
     if not namespace or not release or "/" in release:
-        raise click.BadParameter(f"{identity!r} is not NAMESPACE/RELEASE, such as llmfleet-system/llmfleet", param_hint="--identity")
+        raise click.BadParameter(
+            f"{identity!r} is not NAMESPACE/RELEASE, such as llmfleet-system/llmfleet", param_hint="--identity"
+        )
     return identity
 
 
@@ -174,9 +180,7 @@ def build_operator(
     manager = Manager(api, workers=workers, metrics=metrics)
     deploy.install(manager, api, settings, utc_now)
     route.install(manager, api, settings, utc_now, metrics)
-    return Operator(
-        manager=manager, election=election, metrics=metrics, stop=threading.Event(), won=threading.Event()
-    )
+    return Operator(manager=manager, election=election, metrics=metrics, stop=threading.Event(), won=threading.Event())
 
 
 def build_election(transport: Transport, lease: Ref) -> Election:

@@ -186,7 +186,9 @@ def model_names(instance: Instance) -> tuple[str, ...]:
 
 def build_peers(routers: Iterable[Manifest]) -> tuple[Peer, ...]:
     """Router pods that answer on their admin port, by name."""
-    running = (pod for pod in routers if (pod.get("status") or {}).get("podIP") and pod["status"].get("phase") == "Running")
+    running = (
+        pod for pod in routers if (pod.get("status") or {}).get("podIP") and pod["status"].get("phase") == "Running"
+    )
     peers = (
         Peer(
             name=pod["metadata"]["name"],
@@ -217,4 +219,3 @@ def rank_of(pod: Manifest) -> int:
 
 def address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-

@@ -49,7 +49,9 @@ def served_by(pod: Manifest) -> Served:
     flags = parse_flags(engine.get("args") or ())
     ports = {port.get("name"): port.get("containerPort") for port in engine.get("ports") or ()}
     return Served(
-        models=tuple(dict.fromkeys((*flags.get("--served-model-name", ()), *adapters(flags.get("--lora-modules", ()))))),
+        models=tuple(
+            dict.fromkeys((*flags.get("--served-model-name", ()), *adapters(flags.get("--lora-modules", ()))))
+        ),
         port=whole(ports.get("http"), names.ENGINE_PORT),
         max_num_seqs=whole(next(iter(flags.get("--max-num-seqs", ())), None), 0) or None,
     )

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
-for folder in ("controllers", "tests"):
-    if str(ROOT / folder) not in sys.path:
-        sys.path.insert(0, str(ROOT / folder))
-
-from fakes.apiserver import Apiserver  # noqa: E402
-from fakes.scripted import ScriptedApiserver, scripted_apiserver  # noqa: E402
-from fakes.shared import new_namespace, shared_apiserver  # noqa: E402
-
-from llmfleet.kube.client import Api  # noqa: E402
-from llmfleet.kube.transport.client import KubeconfigCredentials, Transport  # noqa: E402
+from fakes.apiserver import Apiserver
+from fakes.scripted import ScriptedApiserver, scripted_apiserver
+from fakes.shared import new_namespace, shared_apiserver
+from llmfleet.kube.client import Api
+from llmfleet.kube.transport.client import KubeconfigCredentials, Transport
 
 
 @pytest.fixture

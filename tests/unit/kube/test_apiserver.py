@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 import pytest
+
 from fakes.apiserver import Apiserver
 from fakes.scripted import eventually
-
 from llmfleet.kube.client import Api
 from llmfleet.kube.diff import needs_apply, plan_apply
 from llmfleet.kube.errors import Conflict, NamespaceGone, NotFound, NotLeader, Rejected
@@ -195,7 +195,9 @@ def test_a_merge_patch_never_creates_and_respects_versions(api: Api, namespace: 
     ref = Ref(kind=CONFIGMAP, namespace=namespace, name="backends")
     with pytest.raises(NotFound):
         execute((MergePatch(ref=ref, body={"data": {"a": "1"}}),), api)
-    old = api.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "backends", "namespace": namespace}})
+    old = api.create(
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "backends", "namespace": namespace}}
+    )
     version = old["metadata"]["resourceVersion"]
     execute((MergePatch(ref=ref, body={"data": {"a": "1"}}, resource_version=version),), api)
     with pytest.raises(Conflict):
@@ -240,7 +242,9 @@ def test_a_plan_stops_without_the_lease_before_anything_is_sent(server: Apiserve
         api.get(Ref(kind=SERVICE, namespace=namespace, name="one"))
 
 
-def test_a_cache_follows_the_apiserver_page_by_page(api: Api, server: Apiserver, namespace: str, monkeypatch: Any) -> None:
+def test_a_cache_follows_the_apiserver_page_by_page(
+    api: Api, server: Apiserver, namespace: str, monkeypatch: Any
+) -> None:
     monkeypatch.setattr("llmfleet.kube.client.PAGE", 3)
     names = [f"c{n}" for n in range(8)]
     for name in names:
@@ -291,10 +295,18 @@ def test_a_controller_settles_and_then_writes_nothing(api: Api, server: Apiserve
     time.sleep(0.3)
     versions = {obj["metadata"]["name"]: obj["metadata"]["resourceVersion"] for obj in services.list(namespace)}
     server.call("DELETE", SERVICE.path(namespace, "c1"))
-    eventually(lambda: len(passes) > 0 and services.get(namespace, "c1") is not None and services.get(namespace, "c1")["metadata"]["resourceVersion"] != versions["c1"])
+    eventually(
+        lambda: (
+            len(passes) > 0
+            and services.get(namespace, "c1") is not None
+            and services.get(namespace, "c1")["metadata"]["resourceVersion"] != versions["c1"]
+        )
+    )
     time.sleep(0.3)
     stop.set()
     thread.join(8)
-    after = {obj["metadata"]["name"]: obj["metadata"]["resourceVersion"] for obj in api.list(SERVICE, namespace=namespace)[0]}
+    after = {
+        obj["metadata"]["name"]: obj["metadata"]["resourceVersion"] for obj in api.list(SERVICE, namespace=namespace)[0]
+    }
     assert {name for name in versions if after[name] != versions[name]} == {"c1"}
     assert not thread.is_alive()

@@ -11,8 +11,19 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
-from fakes.scripted import Hang, Raw, Reset, ScriptedApiserver, Silent, Status, Stream, eventually, scripted_apiserver, status
 
+from fakes.scripted import (
+    Hang,
+    Raw,
+    Reset,
+    ScriptedApiserver,
+    Silent,
+    Status,
+    Stream,
+    eventually,
+    scripted_apiserver,
+    status,
+)
 from llmfleet.kube.backoff import Backoff
 from llmfleet.kube.client import Api
 from llmfleet.kube.refs import POD
@@ -100,14 +111,18 @@ def test_a_list_that_fails_is_tried_again_until_it_works(fake: ScriptedApiserver
 WATCH_FAULTS = {
     **LIST_FAULTS,
     "an orderly end": Stream(),
-    "an end after one event": Stream(events=({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "101"}}},)),
+    "an end after one event": Stream(
+        events=({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "101"}}},)
+    ),
     "a reset in mid-stream": Stream(reset=True),
     "a line cut short": Stream(cut=b'{"type":"ADDED","object":{"meta'),
     "an ERROR event 410": Stream(events=({"type": "ERROR", "object": status(410)},)),
     "an ERROR event 500": Stream(events=({"type": "ERROR", "object": status(500)},)),
     "an ERROR event without an object": Stream(events=({"type": "ERROR"},)),
     "an event without metadata": Stream(events=({"type": "ADDED", "object": {}},)),
-    "an event of an unknown type": Stream(events=({"type": "NEW", "object": {"metadata": {"name": "x", "namespace": "ns"}}},)),
+    "an event of an unknown type": Stream(
+        events=({"type": "NEW", "object": {"metadata": {"name": "x", "namespace": "ns"}}},)
+    ),
     "an event that is no object": Stream(events=(7,)),
     "an event whose object is no object": Stream(events=({"type": "ADDED", "object": 7},)),
 }
@@ -385,7 +400,9 @@ def test_an_unauthorized_answer_reads_the_credentials_again(fake: ScriptedApiser
     assert [request.headers["authorization"] for request in fake.requests] == ["Bearer old", "Bearer new"]
 
 
-def test_a_list_that_expires_between_pages_starts_again(fake: ScriptedApiserver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_that_expires_between_pages_starts_again(
+    fake: ScriptedApiserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("llmfleet.kube.client.PAGE", 2)
     for name in "abcde":
         fake.put(name)
@@ -401,4 +418,3 @@ def test_a_list_that_expires_between_pages_starts_again(fake: ScriptedApiserver,
     with reflecting(fake) as cache:
         eventually(lambda: names(cache) == list("abcde"))
         assert [request.query.get("continue") for request in fake.asked(watch=False)] == [None, "2", None, "2", "4"]
-

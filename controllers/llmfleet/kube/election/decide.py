@@ -97,5 +97,3 @@ def build_released(lease: Manifest, now: datetime) -> dict[str, Any]:
     """The lease with nobody as its holder, so that a successor need not wait."""
     spec = {**(lease.get("spec") or {}), "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": micro_time(now)}
     return {**lease, "spec": spec}
-
-

@@ -203,9 +203,7 @@ class Transport:
         response = self._send(method, path, query, body, headers, read_seconds, stream=False)
         return response.data
 
-    def lines(
-        self, path: str, query: Mapping[str, str], *, read_seconds: float, streams: Streams
-    ) -> Iterator[bytes]:
+    def lines(self, path: str, query: Mapping[str, str], *, read_seconds: float, streams: Streams) -> Iterator[bytes]:
         """The lines of an endless answer. A silence longer than `read_seconds` raises Unavailable.
 
         Another thread can end the wait through `streams`."""

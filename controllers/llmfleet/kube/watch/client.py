@@ -11,7 +11,7 @@ import logging
 import random
 import threading
 import time
-from builtins import list as List  # noqa: UP035  (the method `list` hides the type inside the class)
+from builtins import list as List
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
@@ -49,7 +49,13 @@ class Cache:
     """Objects of one kind, by namespace and name. Everything it hands out is shared: never change it."""
 
     def __init__(
-        self, kind: Kind, *, namespaces: Iterable[str] = (), label_selector: str = "", field_selector: str = "", trim: Trim
+        self,
+        kind: Kind,
+        *,
+        namespaces: Iterable[str] = (),
+        label_selector: str = "",
+        field_selector: str = "",
+        trim: Trim,
     ) -> None:
         self.kind = kind
         self.namespaces = tuple(namespaces) or ("",)
@@ -205,7 +211,7 @@ class Reflector:
     def _list(self) -> None:
         objects: list[Manifest] = []
         version = ""
-        for page, version in self._api.pages(
+        for page, version in self._api.pages(  # noqa: B007 (the last one counts)
             self._cache.kind, self._namespace, self._cache.label_selector, self._cache.field_selector
         ):
             objects.extend(map(self._cache.trim, page))

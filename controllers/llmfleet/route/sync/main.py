@@ -113,7 +113,10 @@ class Sync:
     def healthy(self) -> tuple[bool, str]:
         """Unwell only when nobody watches any more."""
         alive = self.watching is None or self.watching.is_alive()
-        return alive, f"generation {self.generation}: {self.reason or 'nothing seen yet'}" if alive else "the watch ended"
+        return (
+            alive,
+            f"generation {self.generation}: {self.reason or 'nothing seen yet'}" if alive else "the watch ended",
+        )
 
     def on_signal(self, _number: int, _frame: FrameType | None) -> None:
         """Stop, but from another thread: the one that was interrupted may hold an event's own lock."""
@@ -133,8 +136,6 @@ def build_sync(credentials: Credentials, namespace: str, configmap: str, output:
     """Wire one sync; nothing runs yet."""
     api = Api(Transport(credentials, user_agent=USER_AGENT), manager=names.ROUTE_MANAGER, may_write=lambda: False)
     # A Role that names one ConfigMap allows list and watch of it only with this field selector.
-    cache = Cache(
-        CONFIGMAP, namespaces=(namespace,), field_selector=f"metadata.name={configmap}", trim=trim_metadata
-    )
+    cache = Cache(CONFIGMAP, namespaces=(namespace,), field_selector=f"metadata.name={configmap}", trim=trim_metadata)
     reflector = Reflector(api, cache, namespace)
     return Sync(cache=cache, reflector=reflector, namespace=namespace, name=configmap, output=output)
