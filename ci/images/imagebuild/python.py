@@ -1,16 +1,16 @@
 """Turn locked requirements and this checkout's packages into trees for the image's Python 3.11.
 
 In: a hash-locked requirements file, package folders, entry points. Out: trees below
-/usr/local, byte code included. Downloads go through pip and land in the cache; nothing is
-installed into the Python that runs this, and that Python's version does not matter.
+/usr/local, byte code included. pip and the compiler run in the image's own Python, unpacked for the
+while, so the version of the Python that runs this does not matter.
 """
 
 import os
 import re
 import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from imagebuild import tree
@@ -20,8 +20,6 @@ VERSION = "3.11"
 SITE = f"usr/local/lib/python{VERSION}/dist-packages"
 # -P and -s: what happens to lie in the working folder or in HOME is not importable. -u: logs are not held back.
 SHEBANG = f"#!/usr/bin/python{VERSION} -Psu"
-PLATFORMS = ("manylinux2014", "manylinux_2_17", "manylinux_2_24", "manylinux_2_27", "manylinux_2_28", "manylinux_2_34")
-MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 UNWANTED = re.compile(
     r"bin/|.*\.dist-info/(RECORD|INSTALLER|REQUESTED|direct_url\.json|sboms/)|.*\.pyc$|.*/(tests?|testing)/|.*\.(pyx|pxd|c|h)$"
     # The asyncio half of the Kubernetes client doubles it; ours is the threaded one.
@@ -33,35 +31,20 @@ class PythonError(Exception):
     """A message for the person at the terminal."""
 
 
-def requirements(lock: Path, *, architecture: str, cache: Path) -> Tree:
-    """Install exactly the locked wheels into a tree; a file whose hash is not in the lock is refused."""
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        command = [*pip(cache), "install", "--quiet", "--no-compile", "--no-deps", "--require-hashes", "--no-warn-conflicts"]
-        command += ["--target", scratch, *_platform(architecture), "--requirement", str(lock)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise PythonError(f"pip could not install {lock}:\n{done.stderr.strip()}")
-        installed = tree.read_folder(Path(scratch))
-    wanted = tree.without(installed, lambda path: UNWANTED.match(path) is not None)
-    return tree.below(SITE, wanted)
+def requirements(lock: Path, base: Mapping[str, Entry], pip: Mapping[str, Entry], *, cache: Path) -> Tree:
+    """Install exactly the locked wheels into a tree; a file whose hash is not in the lock is refused.
 
-
-def _platform(architecture: str) -> list[str]:
-    """Name the image's Python, so that the wheels fit it whatever Python runs pip."""
-    machine = MACHINES[architecture]
-    platforms = [f"--platform={name}_{machine}" for name in PLATFORMS]
-    return ["--only-binary=:all:", "--implementation=cp", f"--python-version={VERSION}", *platforms]
-
-
-def pip(cache: Path) -> list[str]:
-    """Return a pip to run: this Python's, or one in a virtual environment made for it."""
-    probe = [sys.executable, "-m", "pip", "--version"]
-    if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
-        return [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    own = cache / "pip"
-    if not (own / "bin/pip").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(own)], check=True, stdout=sys.stderr)
-    return [str(own / "bin/python"), "-m", "pip", "--disable-pip-version-check"]
+    The image's own Python runs pip, because pip reads markers such as `python_full_version` from the
+    Python it runs in, whatever it is told to install for.
+    """
+    with unpacked(dict(base) | dict(pip), cache) as root:
+        (wheel,) = root.glob("usr/share/python-wheels/pip-*.whl")
+        target = root / "target"
+        arguments = ["-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile", "--no-deps"]
+        arguments += ["--require-hashes", "--only-binary=:all:", "--target", str(target), "--requirement", str(lock)]
+        run(root, arguments, os.environ | {"PYTHONPATH": str(wheel)})
+        installed = tree.read_folder(target)
+    return tree.below(SITE, tree.without(installed, lambda path: UNWANTED.match(path) is not None))
 
 
 def package(folder: Path) -> Tree:
@@ -98,11 +81,10 @@ def byte_code(sources: Tree, base: Mapping[str, Entry], *, cache: Path) -> Tree:
     The image's own interpreter does it, one process in a fixed order, so the bytes depend on
     nothing of this machine. `unchecked-hash`: no source file is looked at on start-up.
     """
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        root = Path(scratch)
-        tree.write_folder(tree.with_parents(dict(base) | sources), root)
-        roots = sorted({_import_root(path) for path in sources if path.endswith(".py")})
-        _compile(root, roots)
+    with unpacked(dict(base) | sources, cache) as root:
+        folders = sorted({_import_root(path) for path in sources if path.endswith(".py")})
+        arguments = ["-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/"]
+        run(root, [*arguments, *(str(root / folder) for folder in folders)], {"PATH": os.defpath})
         compiled = tree.read_folder(root, skip=lambda path: not path.endswith(".pyc"))
     return {path: entry for path, entry in compiled.items() if path not in base}
 
@@ -112,14 +94,20 @@ def _import_root(path: str) -> str:
     return next(root for root in (SITE, f"usr/lib/python{VERSION}", "usr/lib/python3") if path.startswith(f"{root}/"))
 
 
-def _compile(root: Path, folders: list[str]) -> None:
-    """Run compileall through the image's own loader: no chroot, no privilege."""
-    loader = next(path for path in sorted(root.glob("usr/lib*/ld-linux-*.so.*")))
+@contextmanager
+def unpacked(image: Tree, cache: Path) -> Iterator[Path]:
+    """Lay an image out on disk for a while."""
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        tree.write_folder(tree.with_parents(image), Path(scratch))
+        yield Path(scratch)
+
+
+def run(root: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Run the image's Python through the image's own loader: no chroot, no privilege."""
+    loader = next(iter(sorted(root.glob("usr/lib*/ld-linux-*.so.*"))))
     libraries = ":".join(str(path) for path in (root / "usr/lib").glob("*-linux-gnu"))
     command = [str(loader), "--library-path", libraries, str(root / f"usr/bin/python{VERSION}"), "-S", "-P", "-s"]
-    command += ["-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/"]
-    command += [str(root / folder) for folder in folders]
-    environment = {"PYTHONHOME": str(root / "usr"), "PYTHONHASHSEED": "0", "PATH": os.defpath}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    home = {"PYTHONHOME": str(root / "usr"), "PYTHONHASHSEED": "0"}
+    done = subprocess.run([*command, *arguments], env={**environment, **home}, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise PythonError(f"byte code: {done.stdout.strip()}\n{done.stderr.strip()}")
+        raise PythonError(f"{' '.join(arguments[:3])} failed:\n{done.stdout.strip()}\n{done.stderr.strip()}".strip())

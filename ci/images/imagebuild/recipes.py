@@ -136,9 +136,9 @@ class Kitchen:
         return whole | python.byte_code(modules, whole, cache=self._store.folder)
 
     def _wheels(self) -> Tree:
-        installed = python.requirements(
-            self._checkout.requirements, architecture=self._architecture, cache=self._store.folder
-        )
+        base = store.unpack(self.layer("base"))
+        pip = debian.file_system(self._packages.fetch(self._checkout.packages("base/pip")))
+        installed = python.requirements(self._checkout.requirements, base, pip, cache=self._store.folder)
         return installed | self._compiled(installed)
 
     def _app(self, package: str, scripts: Mapping[str, str]) -> tuple[object, Callable[[], Tree]]:
