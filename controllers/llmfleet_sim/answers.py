@@ -4,6 +4,7 @@ In: an Ask and the words of its sequences. Out: bytes for the writer. No clock, 
 arguments, and `write` and `close` are given by the caller. Subclasses know one wire format each.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,7 +44,7 @@ class Identity:
     fingerprint: str | None
 
 
-class Answer:
+class Answer(ABC):
     """One answer under way: a sink for its sequences, a writer of its events."""
 
     constant_frames = True
@@ -223,211 +224,25 @@ class Answer:
         assert self.failed is not None
         return [b"data: " + dump(self.failed.body()) + b"\n\n", DONE]
 
+    @abstractmethod
     def chunk(self, choice: Choice, text: str, first: int) -> bytes:
         """Give the event of new text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def closing(self) -> list[bytes]:
         """Give the events after the last token."""
-        raise NotImplementedError
 
+    @abstractmethod
     def whole(self) -> Any:
         """Give the unary body."""
-        raise NotImplementedError
 
 
-def _stamp(value: dict[str, Any], identity: Identity) -> dict[str, Any]:
+def stamp(value: dict[str, Any], identity: Identity) -> dict[str, Any]:
+    """Add the fingerprint, unless --fingerprint-mode none hides it."""
     return value if identity.fingerprint is None else {**value, "system_fingerprint": identity.fingerprint}
 
 
-class CompletionAnswer(Answer):
-    """/v1/completions."""
-
-    def _base(self, object_name: str = "text_completion") -> dict[str, Any]:
-        who = self.identity
-        return {"id": who.id, "object": object_name, "created": who.created, "model": who.model}
-
-    def chunk(self, choice: Choice, text: str, first: int) -> bytes:
-        """One text event."""
-        show_prompt = first == 0 and (self.ask.token_ids or self.ask.echo)
-        entry = {
-            "index": choice.index,
-            "text": text,
-            "logprobs": self._logprobs(choice, first),
-            "finish_reason": choice.finish or None,
-            "stop_reason": choice.stop_reason,
-            "prompt_token_ids": list(self.ask.prompts[choice.prompt]) if show_prompt else None,
-            "token_ids": self.tokens(choice, first),
-        }
-        body = {**self._base(), "choices": [entry]}
-        if self.ask.continuous_usage:
-            body["usage"] = self.usage()
-        if choice.finish and not self.ask.usage:
-            body = _stamp(body, self.identity)
-        return self.event(body)
-
-    def closing(self) -> list[bytes]:
-        """Usage where asked for, then the end mark."""
-        if not self.ask.usage:
-            return [DONE]
-        body = _stamp({**self._base(), "choices": [], "usage": self._last_usage()}, self.identity)
-        return [self.event(body), DONE]
-
-    def _last_usage(self) -> dict[str, Any]:
-        details = self.details()
-        return self.usage(**({"prompt_tokens_details": details} if details else {}))
-
-    def whole(self) -> Any:
-        """The unary body."""
-        return {
-            **self._base(),
-            "choices": [self._entry(c) for c in self.choices],
-            "service_tier": None,
-            "system_fingerprint": self.identity.fingerprint,
-            "usage": self.usage(prompt_tokens_details=self.details(), completion_tokens_details=None),
-            "kv_transfer_params": self.transfer,
-            "ec_transfer_params": None,
-            "metrics": self.metrics,
-        }
-
-    def _entry(self, choice: Choice) -> dict[str, Any]:
-        prompt = list(self.ask.prompts[choice.prompt]) if self.ask.token_ids else None
-        return {
-            "index": choice.index,
-            "text": choice.text,
-            "logprobs": self._logprobs(choice, 0),
-            "finish_reason": choice.finish,
-            "stop_reason": choice.stop_reason,
-            "token_ids": self.tokens(choice),
-            "prompt_logprobs": None,
-            "prompt_token_ids": prompt,
-            "routed_experts": None,
-        }
-
-    def _logprobs(self, choice: Choice, first: int) -> dict[str, Any] | None:
-        count = self.ask.logprobs
-        if count is None:
-            return None
-        places = range(first, len(choice.words))
-        texts = [TEXTS[choice.words[p]] if choice.words[p] >= 0 else "" for p in places]
-        own = [logprob_at(choice.index, p) for p in places]
-        offsets, at = [], sum(len(TEXTS[w]) for w in choice.words[:first] if w >= 0)
-        for text in texts:
-            offsets.append(at)
-            at += len(text)
-        tops = [_tops(text, value, p, count) for text, value, p in zip(texts, own, places, strict=True)]
-        return {"text_offset": offsets, "token_logprobs": own, "tokens": texts, "top_logprobs": tops}
-
-
-def _tops(text: str, value: float, place: int, count: int) -> dict[str, float]:
+def likeliest(text: str, value: float, place: int, count: int) -> dict[str, float]:
     """Give the likeliest tokens of one place, the chosen one first."""
     others = {" " + WORDS[(place * 7 + r) % len(WORDS)]: logprob_at(place, r, r) for r in range(1, count)}
     return {text: value, **{k: v for k, v in others.items() if k != text}}
-
-
-class ChatAnswer(Answer):
-    """/v1/chat/completions."""
-
-    def _base(self, object_name: str) -> dict[str, Any]:
-        who = self.identity
-        return {"id": who.id, "object": object_name, "created": who.created, "model": who.model}
-
-    def opening(self) -> list[bytes]:
-        """The role of every choice."""
-        return [self._role(choice) for choice in self.choices]
-
-    def _role(self, choice: Choice) -> bytes:
-        delta = {"role": self.ask.role, "content": ""}
-        entry = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None}
-        body = {**self._base("chat.completion.chunk"), "choices": [entry]}
-        if self.ask.continuous_usage:
-            prompt = self.prompt_tokens
-            body["usage"] = {
-                "prompt_tokens": prompt,
-                "total_tokens": prompt,
-                "completion_tokens": 0,
-                "completion_tokens_details": None,
-            }
-        body["prompt_token_ids"] = list(self.ask.prompts[0]) if self.ask.token_ids else None
-        body["prompt_text"] = None
-        return self.event(body)
-
-    def chunk(self, choice: Choice, text: str, first: int) -> bytes:
-        """One content event."""
-        entry: dict[str, Any] = {
-            "index": choice.index,
-            "delta": {"content": text},
-            "logprobs": self._logprobs(choice, first),
-            "finish_reason": choice.finish or None,
-        }
-        if choice.finish:
-            entry["stop_reason"] = choice.stop_reason
-        entry["token_ids"] = self.tokens(choice, first)
-        body = {**self._base("chat.completion.chunk"), "choices": [entry]}
-        if self.ask.continuous_usage:
-            body["usage"] = self.usage(completion_tokens_details=None)
-        if choice.finish and not self.ask.usage:
-            body = _stamp(body, self.identity)
-        return self.event(body)
-
-    def closing(self) -> list[bytes]:
-        """Usage where asked for, then the end mark."""
-        if not self.ask.usage:
-            return [DONE]
-        details = self.details()
-        usage = self.usage(**({"prompt_tokens_details": details} if details else {}))
-        body = {**self._base("chat.completion.chunk"), "choices": [], "usage": usage}
-        return [self.event(_stamp(body, self.identity)), DONE]
-
-    def whole(self) -> Any:
-        """The unary body."""
-        return {
-            **self._base("chat.completion"),
-            "choices": [self._entry(c) for c in self.choices],
-            "service_tier": None,
-            "system_fingerprint": self.identity.fingerprint,
-            "usage": self.usage(prompt_tokens_details=self.details(), completion_tokens_details=None),
-            "prompt_logprobs": None,
-            "prompt_token_ids": list(self.ask.prompts[0]) if self.ask.token_ids else None,
-            "prompt_text": None,
-            "kv_transfer_params": self.transfer,
-            "ec_transfer_params": None,
-            "metrics": self.metrics,
-        }
-
-    def _entry(self, choice: Choice) -> dict[str, Any]:
-        message = {
-            "role": self.ask.role,
-            "content": choice.text,
-            "refusal": None,
-            "annotations": None,
-            "audio": None,
-            "function_call": None,
-            "reasoning": None,
-        }
-        return {
-            "index": choice.index,
-            "message": message,
-            "logprobs": self._logprobs(choice, 0),
-            "finish_reason": choice.finish,
-            "stop_reason": choice.stop_reason,
-            "token_ids": self.tokens(choice),
-            "routed_experts": None,
-        }
-
-    def _logprobs(self, choice: Choice, first: int) -> dict[str, Any] | None:
-        if self.ask.logprobs is None:
-            return None
-        return {"content": [self._place(choice, p) for p in range(first, len(choice.words))]}
-
-    def _place(self, choice: Choice, place: int) -> dict[str, Any]:
-        word = choice.words[place]
-        text, value = TEXTS[word] if word >= 0 else "", logprob_at(choice.index, place)
-        tops = _tops(text, value, place, self.ask.logprobs or 0) if self.ask.logprobs else {}
-        return {**_scored(text, value), "top_logprobs": [_scored(t, v) for t, v in tops.items()]}
-
-
-def _scored(text: str, value: float) -> dict[str, Any]:
-    return {"token": text, "logprob": value, "bytes": list(text.encode())}
-
-

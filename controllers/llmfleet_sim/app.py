@@ -13,12 +13,15 @@ from typing import Any
 from uuid import uuid4
 
 from llmfleet_sim import static
-from llmfleet_sim.answers import Answer, ChatAnswer, CompletionAnswer, Identity
+from llmfleet_sim.answers import Answer, Identity
 from llmfleet_sim.ask import Ask, chat_ask, completion_ask, need_object
+from llmfleet_sim.chat import ChatAnswer
+from llmfleet_sim.completions import CompletionAnswer
 from llmfleet_sim.config import EngineConfig
 from llmfleet_sim.errors import (
     ApiError,
     Problem,
+    Unhandled,
     busy,
     dump,
     engine_dead,
@@ -167,6 +170,7 @@ class Api:
 
     def refuse(self, exchange: Exchange, error: ApiError) -> None:
         """Send an error answer."""
+        exchange.vary = not isinstance(error, Unhandled)
         anthropic = exchange.path.startswith("/v1/messages") and error.kind != "Bad Request"
         exchange.respond(error.status, dump(error.anthropic_body() if anthropic else error.body()))
 

@@ -153,9 +153,7 @@ def _check_messages(fields: Fields, messages: list[Any]) -> None:
     """Refuse messages without a role; the rest of the schema is vLLM's union of eleven types."""
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            fields.problems.append(
-                Problem("missing", f"body.messages.{index}.role", "Field required", message)
-            )
+            fields.problems.append(Problem("missing", f"body.messages.{index}.role", "Field required", message))
         elif not isinstance(message.get("content"), (str, list, type(None))):
             text = "Input should be a valid string"
             where = f"body.messages.{index}.content"

@@ -5,7 +5,9 @@ that it has to serve.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 _HELP = """usage: vllm serve [model_tag] [options]
 
@@ -31,11 +33,11 @@ def _serve(args: Sequence[str]) -> int:
     from uuid import uuid4
 
     from llmfleet_sim.config import build_config
-    from llmfleet_sim.flags import parse_command_line
+    from llmfleet_sim.flags import parse_command_line, with_config_file
     from llmfleet_sim.settings import read_environment
 
-    flags = parse_command_line(args)
     try:
+        flags = parse_command_line(with_config_file(args, _read_yaml))
         config = build_config(flags, read_environment(), new_id=str(uuid4()))
     except ValueError as error:
         print(f"vllm serve: error: {error}", file=sys.stderr)
@@ -43,3 +45,16 @@ def _serve(args: Sequence[str]) -> int:
     from llmfleet_sim.main import run
 
     return run(config)
+
+
+def _read_yaml(path: str) -> Mapping[str, Any]:
+    """Read the file of --config; PyYAML is only loaded for it."""
+    if not path.endswith((".yaml", ".yml")):
+        raise ValueError(f"Config file must be of a yaml/yml type. {path} supplied")
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"--config {path}: {error}") from None
+    return values if isinstance(values, dict) else {}

@@ -57,9 +57,13 @@ def engine_dead() -> ApiError:
     return ApiError(500, ENGINE_DEAD, "InternalServerError")
 
 
+class Unhandled(ApiError):
+    """An error that vLLM catches in its outermost layer, outside the one that adds `vary`."""
+
+
 def shutting_down() -> ApiError:
     """Answer for a draining engine."""
-    return ApiError(500, SHUTTING_DOWN, "InternalServerError")
+    return Unhandled(500, SHUTTING_DOWN, "InternalServerError")
 
 
 def busy() -> ApiError:

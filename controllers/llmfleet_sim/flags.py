@@ -10,7 +10,7 @@ for JSON flags, `1k` and `25.6K` for sizes, and `--no-x` for booleans.
 import argparse
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from llmfleet_sim.flag_table import FLAG_TABLE
@@ -124,7 +124,11 @@ SIM_FLAGS: dict[str, tuple[Callable[[str], Any], Any, str]] = {
     "--sim-step-c": (float, None, "milliseconds per prefill token of a step"),
     "--sim-step-d": (float, None, "milliseconds per token of context of a step"),
     "--sim-kv-blocks": (int, 4096, "KV blocks (default 4096; --num-gpu-blocks-override wins)"),
-    "--sim-output-tokens": (int, 128, "mean natural answer length in tokens where the request sets no end (default 128)"),
+    "--sim-output-tokens": (
+        int,
+        128,
+        "mean natural answer length in tokens where the request sets no end (default 128)",
+    ),
     "--sim-kv-transfer-us": (float, 8.0, "microseconds per token of a KV transfer (default 8)"),
     "--sim-teardown-scale": (float, 1.0, "factor on the measured times vLLM takes to fail and to go away (default 1)"),
     "--sim-sigterm-ends": (str, "abort", "how SIGTERM ends what runs: abort (finish reason) or error (default abort)"),
@@ -135,7 +139,7 @@ SIM_FLAGS: dict[str, tuple[Callable[[str], Any], Any, str]] = {
 
 
 def parse_command_line(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse `serve [MODEL] [flags]`; argparse leaves the process on what it refuses."""
+    """Parse `[MODEL] [flags]`, all behind `serve`; argparse leaves the process on what it refuses."""
     return build_parser().parse_args(fold_dotted(dashed(move_model_first(argv))))
 
 
@@ -148,6 +152,33 @@ def move_model_first(argv: Sequence[str]) -> list[str]:
         if arg.startswith("--model="):
             return [arg.removeprefix("--model="), *args[:at], *args[at + 1 :]]
     return args
+
+
+def with_config_file(argv: Sequence[str], read: Callable[[str], Mapping[str, Any]]) -> list[str]:
+    """Put the flags of `--config FILE` before those of the command line, which so win."""
+    args = list(argv)
+    if "--config" not in args:
+        return args
+    at = args.index("--config")
+    if at + 1 >= len(args):
+        raise ValueError("No config file specified! Please check your command-line arguments.")
+    given = config_flags(read(args[at + 1]))
+    args = [*args[:at], *args[at + 2 :]]
+    model = args[:1] if args and not args[0].startswith("-") else []
+    return [*model, *given, *args[len(model) :]]
+
+
+def config_flags(values: Mapping[str, Any]) -> list[str]:
+    """Turn a mapping into flags as vLLM does: true is the bare flag, false nothing, a list repeats values."""
+    flags: list[str] = []
+    for key, value in values.items():
+        if isinstance(value, bool):
+            flags += [f"--{key}"] if value else []
+        elif isinstance(value, list):
+            flags += [f"--{key}", *map(str, value)]
+        else:
+            flags += [f"--{key}", json.dumps(value) if isinstance(value, Mapping) else str(value)]
+    return flags
 
 
 def dashed(args: Sequence[str]) -> list[str]:

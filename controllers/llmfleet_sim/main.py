@@ -84,9 +84,7 @@ async def _start(config: EngineConfig, group: LeaderGroup | None) -> None:
     await asyncio.sleep(config.load_seconds)
 
 
-async def serve(
-    config: EngineConfig, group: LeaderGroup | None, bound: socket.socket, stop: asyncio.Event
-) -> int:
+async def serve(config: EngineConfig, group: LeaderGroup | None, bound: socket.socket, stop: asyncio.Event) -> int:
     """Serve until a signal or the engine's death."""
     telemetry, faults = _telemetry(config), Faults()
     engine = Engine(config, telemetry, faults, group)
@@ -139,8 +137,9 @@ async def _leave(config: EngineConfig, api: Api, died: asyncio.Event) -> int:
     while api.in_flight() and loop.time() < end and not died.is_set():
         await asyncio.sleep(0.02)
     end_all(config, api.engine)
-    await asyncio.sleep(_DRAINED_SECONDS * config.teardown_scale)
+    await asyncio.sleep(_DRAINED_SECONDS / 2 * config.teardown_scale)
     api.stop_listening()
+    await asyncio.sleep(_DRAINED_SECONDS / 2 * config.teardown_scale)
     return 0
 
 
@@ -157,7 +156,7 @@ def bind(host: str | None, port: int) -> socket.socket:
     family = socket.AF_INET6 if host and ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind((host or "0.0.0.0", port))  # noqa: S104 - vLLM's own default
+    bound.bind((host or "0.0.0.0", port))
     bound.setblocking(False)
     return bound
 

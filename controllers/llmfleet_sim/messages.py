@@ -27,7 +27,9 @@ def messages_ask(body: Mapping[str, Any], config: EngineConfig) -> Ask:
         context = {"error": ValueError("max_tokens must be positive")}
         fields.problems.append(Problem("value_error", "body.max_tokens", text, limit, context))
     fields.check()
-    chat = {k: v for k, v in body.items() if k not in ("max_tokens", "stop_sequences", "system", "tools", "tool_choice")}
+    chat = {
+        k: v for k, v in body.items() if k not in ("max_tokens", "stop_sequences", "system", "tools", "tool_choice")
+    }
     chat["messages"] = plain_messages(items, body.get("system"))
     chat["max_completion_tokens"] = limit
     chat["stop"] = body.get("stop_sequences") or []

@@ -116,5 +116,5 @@ def orca(form: str, waiting: int, usage: float) -> list[tuple[str, str]]:
 
 def openapi(paths: Mapping[str, Mapping[str, object]]) -> dict[str, Any]:
     """Give a small OpenAPI document: the routes and nothing else."""
-    listed = {path: {method.lower(): {} for method in methods} for path, methods in paths.items()}
+    listed: dict[str, Any] = {path: {method.lower(): {} for method in methods} for path, methods in paths.items()}
     return {"openapi": "3.1.0", "info": {"title": "FastAPI", "version": "0.1.0"}, "paths": listed}

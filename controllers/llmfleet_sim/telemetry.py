@@ -11,6 +11,8 @@ import platform
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from resource import RLIMIT_NOFILE, getrlimit
 
 from llmfleet_sim.metric_table import CACHE_CONFIG, CONNECTOR_METRICS, CONSUMER_METRICS, METRICS
 from llmfleet_sim.metrics import Child, Family, HistogramChild, label_text, number
@@ -19,9 +21,20 @@ from llmfleet_sim.scheduler import Sequence as Seq
 
 _LATENCY = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 _TTFT = (
-    (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5)
-    + (10, 20, 40, 80, 160, 640, 2560)
-)  # fmt: skip
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    *(1, 2.5, 5, 7.5, 10),
+    *(20, 40, 80, 160, 640, 2560),
+)
 _ITL = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _HIGHR = (0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 7.5, 10, 30, 60)
 _NIXL_TIME = (0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 5)
@@ -240,17 +253,17 @@ def process_lines(started: float) -> list[str]:
     info = {"implementation": platform.python_implementation(), "version": platform.python_version()}
     info |= dict(zip(("major", "minor", "patchlevel"), map(str, sys.version_info[:3]), strict=True))
     lines += _family("python_info", "gauge", "Python platform information", label_text(info), 1)
-    with open("/proc/self/statm", encoding="ascii") as file:
-        virtual, resident = (int(v) * 4096 for v in file.read().split()[:2])
+    virtual, resident = (int(v) * 4096 for v in Path("/proc/self/statm").read_text(encoding="ascii").split()[:2])
+    open_files = sum(1 for _ in Path("/proc/self/fd").iterdir())
     for name, kind, text, value in (
-        ("process_virtual_memory_bytes", "gauge", "Virtual memory size in bytes.", virtual),
-        ("process_resident_memory_bytes", "gauge", "Resident memory size in bytes.", resident),
-        ("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds.", started),
-        ("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds.", time.process_time()),
-        ("process_open_fds", "gauge", "Number of open file descriptors.", len(os.listdir("/proc/self/fd"))),
-        ("process_max_fds", "gauge", "Maximum number of open file descriptors.", os.sysconf("SC_OPEN_MAX")),
-    ):  # fmt: skip
-        lines += _family(name, kind, text, "", value)
+        ("virtual_memory_bytes", "gauge", "Virtual memory size in bytes.", virtual),
+        ("resident_memory_bytes", "gauge", "Resident memory size in bytes.", resident),
+        ("start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds.", started),
+        ("cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds.", time.process_time()),
+        ("open_fds", "gauge", "Number of open file descriptors.", open_files),
+        ("max_fds", "gauge", "Maximum number of open file descriptors.", getrlimit(RLIMIT_NOFILE)[0]),
+    ):
+        lines += _family("process_" + name, kind, text, "", value)
     return lines
 
 

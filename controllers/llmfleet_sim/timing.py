@@ -20,9 +20,7 @@ class StepModel:
         """Give the duration of a step."""
         return (self.a + self.b * batch + self.c * prefill_tokens + self.d * context_tokens) / 1000
 
-    def with_overrides(
-        self, *, a: float | None, b: float | None, c: float | None, d: float | None
-    ) -> "StepModel":
+    def with_overrides(self, *, a: float | None, b: float | None, c: float | None, d: float | None) -> "StepModel":
         """Replace the coefficients that are given."""
         given = {"a": a, "b": b, "c": c, "d": d}
         return replace(self, **{k: v for k, v in given.items() if v is not None})

@@ -50,7 +50,16 @@ def read_pull(params: Mapping[str, Any] | None) -> Pull | None:
 
 
 def build_offer(
-    *, engine_id: str, request_id: str, host: str, port: int, tokens: int, blocks: int, cached: int, sizes: tuple[int, int], version: str
+    *,
+    engine_id: str,
+    request_id: str,
+    host: str,
+    port: int,
+    tokens: int,
+    blocks: int,
+    cached: int,
+    sizes: tuple[int, int],
+    version: str,
 ) -> dict[str, Any]:
     """Build the params of a finished prefill, keys in vLLM's order."""
     offer: dict[str, Any] = {

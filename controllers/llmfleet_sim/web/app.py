@@ -39,6 +39,7 @@ class Exchange:
         self._connection = connection
         self._chunked = False
         self.sent_length = 0
+        self.vary = True
 
     def respond(
         self,
@@ -81,7 +82,7 @@ class Exchange:
 
     def _head(self, status: int, lines: list[tuple[str, str]]) -> None:
         self.started, self.status = True, status
-        vary = [("vary", "Origin")]
+        vary = [("vary", "Origin")] if self.vary else []
         close = [] if self.keep_alive else [("connection", "close")]
         chunked = [("transfer-encoding", "chunked")] if self._chunked else []
         base = [("date", http_date()), ("server", "uvicorn")]
