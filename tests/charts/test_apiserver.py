@@ -82,9 +82,9 @@ def test_the_route_sync_role_reads_its_configmap_and_no_other(server: Apiserver)
         assert server.apply(path, thing).status in (200, 201)
     user = f"system:serviceaccount:{NAMESPACE}:demo-router"
     for verb, name, allowed in (
-        ("get", "demo-router-backends", True),
+        ("list", "demo-router-backends", True),
         ("watch", "demo-router-backends", True),
-        ("get", "demo-router-settings", False),
+        ("list", "demo-router-settings", False),
         ("patch", "demo-router-backends", False),
         ("list", "", False),
     ):

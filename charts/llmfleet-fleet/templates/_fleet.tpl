@@ -121,7 +121,7 @@ metadata:
     helm.sh/hook: test
     helm.sh/hook-weight: {{ .weight | quote }}
     helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
-    helm.sh/hook-output-log-policy: hook-succeeded,hook-failed
+    helm.sh/hook-output-log-policy: hook-failed
 spec:
   {{- include "llmfleet-fleet.hookPod" $root | nindent 2 }}
   automountServiceAccountToken: false

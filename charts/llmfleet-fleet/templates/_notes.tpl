@@ -16,7 +16,7 @@ Inside the cluster the address is {{ include "llmfleet-fleet.url" . }}.
 
 Check the whole path:
 
-  helm test {{ .Release.Name }} --namespace {{ include "llmfleet.releaseNamespace" . }}
+  helm test {{ .Release.Name }} --namespace {{ include "llmfleet.releaseNamespace" . }} --logs
 {{- end }}
 {{- else if not $model }}
 No model is served yet. Name one under `models`, for instance in a file for --values:

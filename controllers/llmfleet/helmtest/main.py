@@ -183,6 +183,14 @@ def attempt(check: Callable[[], Verdict]) -> Verdict:
     try:
         return check()
     except (requests.ConnectionError, requests.Timeout) as error:
-        return checks.failed(f"no answer: {checks.shorten(str(error))}", later=True)
+        return checks.failed(f"no answer: {cause(error)}", later=True)
     except requests.RequestException as error:
-        return checks.failed(f"the answer broke off: {checks.shorten(str(error))}")
+        return checks.failed(f"the answer broke off: {cause(error)}")
+
+
+def cause(error: BaseException) -> str:
+    """The innermost reason in words; what wraps it repeats the address and says no more."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return checks.shorten(words or type(error).__name__, width=120)

@@ -145,7 +145,14 @@ def test_a_wrong_answer_is_not_tried_again_however_patient_one_is(serve: Serve) 
 
 def test_nobody_listening_is_a_finding_and_not_a_traceback() -> None:
     result = run("chat", "--url", f"http://127.0.0.1:{free_port()}", "--model", "tiny")
-    assert (result.exit_code, "FAIL  no answer" in result.output) == (1, True)
+    assert (result.exit_code, "FAIL  no answer: Connection refused (after" in result.output) == (1, True), result.output
+
+
+def test_a_router_that_hangs_is_a_finding_and_not_a_traceback() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        result = run("stream", "--url", url, "--model", "tiny", "--timeout", "0.2")
+    assert (result.exit_code, "FAIL  no answer: timed out" in result.output) == (1, True), result.output
 
 
 def test_a_closed_admin_port_passes(serve: Serve) -> None:

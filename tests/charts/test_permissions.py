@@ -1,0 +1,92 @@
+"""The rights the charts give are the rights the code's own table asks for: no fewer, no more."""
+
+from __future__ import annotations
+
+import pytest
+
+from charts.rendering import PROFILES, Object, find, of_kind, render, title
+from llmfleet.kube.permissions import COMPONENTS, READ, Permission, Scope
+
+pytestmark = pytest.mark.helm
+
+Right = tuple[str, str, str]
+
+# Checked by an admission plugin and not by a call of the operator's, so the table does not know it.
+OWNER_REFERENCES: Right = ("serving.ai", "llmclusters/finalizers", "update")
+
+
+def given(role: Object) -> set[Right]:
+    """(group, resource, verb) of every rule, with names or without."""
+    return {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def asked(component: str, *scopes: Scope, named: bool | None = None) -> set[Right]:
+    """(group, resource, verb) of a component's table."""
+    permissions = [p for p in COMPONENTS[component] if p.scope in scopes and named in (None, p.named)]
+    return {(p.group, p.resource, verb) for p in permissions for verb in p.verbs}
+
+
+def reads(permissions: tuple[Permission, ...]) -> set[Right]:
+    """What the table reads in a namespace."""
+    inside = [p for p in permissions if p.scope is Scope.NAMESPACE]
+    return {(p.group, p.resource, verb) for p in inside for verb in p.verbs if verb in READ}
+
+
+def test_the_fleet_gives_the_operator_its_namespace() -> None:
+    role = find(render("dev"), "Role", "demo-fleet-operator")
+    assert given(role) == asked("operator", Scope.NAMESPACE) | {OWNER_REFERENCES}
+
+
+def test_cluster_wide_the_operator_reads_and_nothing_else() -> None:
+    role = find(render("dev"), "ClusterRole", "team-a-demo-operator")
+    assert given(role) == reads(COMPONENTS["operator"]) | asked("operator", Scope.CLUSTER)
+    assert {verb for _, _, verb in given(role)} <= set(READ)
+
+
+def test_cluster_wide_writing_is_opt_in_and_the_same_table() -> None:
+    role = find(
+        render("dev", {"controllers": {"operator": {"rbac": {"clusterWide": True}}}}),
+        "ClusterRole",
+        "team-a-demo-operator",
+    )
+    assert given(role) == asked("operator", Scope.NAMESPACE, Scope.CLUSTER) | {OWNER_REFERENCES}
+
+
+def test_the_operator_has_one_lease() -> None:
+    role = find(render("dev"), "Role", "demo-operator-lease")
+    unnamed, named = role["rules"]
+    assert given({"rules": [unnamed]}) == asked("operator", Scope.OWN, named=False)
+    assert given({"rules": [named]}) == asked("operator", Scope.OWN, named=True)
+    assert named["resourceNames"] == ["demo-operator"]
+
+
+def test_route_sync_has_one_configmap() -> None:
+    role = find(render("dev"), "Role", "demo-router-sync")
+    assert given(role) == asked("route-sync", Scope.OWN)
+    assert [rule["resourceNames"] for rule in role["rules"]] == [["demo-router-backends"]]
+
+
+def test_the_clean_up_has_what_it_asks_for() -> None:
+    assert given(find(render("dev"), "Role", "demo-uninstall")) == asked("uninstall", Scope.NAMESPACE)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_nobody_gets_a_wildcard_or_a_secret(profile: str) -> None:
+    for role in of_kind(render(profile), "Role", "ClusterRole"):
+        words = {word for rule in role["rules"] for key in ("apiGroups", "resources", "verbs") for word in rule[key]}
+        assert not words & {"*", "secrets", "escalate", "bind", "impersonate"}, title(role)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_binding_binds_a_role_and_an_account_of_the_release(profile: str) -> None:
+    objects = render(profile)
+    accounts = {(o["metadata"]["name"], o["metadata"]["namespace"]) for o in of_kind(objects, "ServiceAccount")}
+    for binding in of_kind(objects, "RoleBinding", "ClusterRoleBinding"):
+        find(objects, binding["roleRef"]["kind"], binding["roleRef"]["name"])
+        assert {(s["name"], s["namespace"]) for s in binding["subjects"]} <= accounts, title(binding)
