@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from llmfleet_cluster import cgroups, images, network, outside, processes, store
+from llmfleet_cluster import built, cgroups, images, network, outside, processes, store
 from llmfleet_cluster.layout import CONTROL_PLANE, LONGEST_FOLDER, SLOTS, Layout, check_folder, node_names
 from llmfleet_cluster.shell import ClusterError
 
@@ -111,6 +111,14 @@ def test_every_name_fits_the_kernels_limits() -> None:
     links = [place.bridge, place.link(CONTROL_PLANE), *(place.link(node) for node in node_names(100))]
     assert max(len(link) for link in links) <= 15
     assert len(set(links)) == len(links)
+
+
+def test_a_node_keeps_its_hardware_address_and_shares_it_with_nobody() -> None:
+    places = [layout("one"), layout("two", slot=1)]
+    found = [place.hardware(member) for place in places for member in ("bridge", CONTROL_PLANE, *node_names(100))]
+    assert len(set(found)) == len(found)
+    assert all(text.startswith("02:") and len(text) == 17 for text in found), "locally administered, to one receiver"
+    assert layout("one").hardware("node-0") == layout("one", slot=5).hardware("node-0")
 
 
 def test_no_two_members_and_no_two_slots_share_an_address() -> None:
@@ -230,3 +238,27 @@ def test_images_are_not_loaded_into_somebody_elses_cluster() -> None:
     record = store.Record(backend="context", why="--context mine was given", context="mine")
     with pytest.raises(ClusterError, match="registry"):
         outside.load("mine", record, Path("/image.tar"))
+
+
+@pytest.mark.parametrize(
+    ("case", "conditions", "since", "good"),
+    [
+        ("a new node says so", [("Ready", "True", "2026-01-01T00:00:05Z")], "2026-01-01T00:00:05Z", True),
+        (
+            "what a node said before it was started again",
+            [("Ready", "True", "2026-01-01T00:00:04Z")],
+            "2026-01-01T00:00:05Z",
+            False,
+        ),
+        ("a node that runs on", [("Ready", "True", "2026-01-01T00:00:04Z")], "", True),
+        ("a node that says no", [("Ready", "False", "2026-01-01T00:00:09Z")], "", False),
+        ("a node nobody hears", [("Ready", "Unknown", "2026-01-01T00:00:09Z")], "", False),
+        ("another condition", [("MemoryPressure", "True", "2026-01-01T00:00:09Z")], "", False),
+        ("no word yet", [], "", False),
+    ],
+)
+def test_a_node_is_ready_by_its_own_newest_word(
+    case: str, conditions: list[tuple[str, str, str]], since: str, good: bool
+) -> None:
+    words = [{"type": kind, "status": status, "lastHeartbeatTime": at} for kind, status, at in conditions]
+    assert built.ready({"status": {"conditions": words}}, since) is good, case

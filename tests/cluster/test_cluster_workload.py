@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cluster_driver import PROBE_IMAGE, Cluster, eventually
+from llmfleet_cluster import cgroups, network, store
 
 pytestmark = pytest.mark.cluster
 
@@ -183,6 +184,7 @@ def test_metrics_server_measures_pods(workload: Cluster) -> None:
 
 def test_a_node_without_power_falls_silent_and_comes_back(workload: Cluster) -> None:
     address = pod_address(workload, "group-0")
+    assert fetch(f"{address}:8080") == "group-0", "the host now remembers the node's hardware address"
     node = workload.kubectl("-n", "probe", "get", "pod", "group-0", "-o", "jsonpath={.spec.nodeName}")
     workload.run("node-kill", node)
     with pytest.raises((urllib.error.URLError, TimeoutError)):
@@ -199,3 +201,26 @@ def test_a_node_without_power_falls_silent_and_comes_back(workload: Cluster) -> 
 def node_is_ready(cluster: Cluster, node: str) -> bool:
     query = 'jsonpath={.status.conditions[?(@.type=="Ready")].status}'
     return cluster.kubectl("get", "node", node, "-o", query) == "True"
+
+
+def test_a_cluster_goes_on_after_the_machine_lost_its_power(workload: Cluster) -> None:
+    kept = workload.kubectl("-n", "probe", "get", "statefulset", "group", "-o", "jsonpath={.metadata.uid}")
+    forget_everything_but_files(workload.name)
+    assert workload.status()["healthy"] is False
+    workload.run("up")
+    assert workload.kubectl("-n", "probe", "get", "statefulset", "group", "-o", "jsonpath={.metadata.uid}") == kept
+    eventually(lambda: answering(workload), 60, "both ranks serve again")
+
+
+def forget_everything_but_files(name: str) -> None:
+    """Do what a power loss does: processes, mounts, links and control groups are gone, files are not."""
+    layout = store.layout_of(name, store.read_record(name))
+    cgroups.kill(layout.cgroup)
+    network.remove(layout)
+    cgroups.remove(layout.cgroup)
+
+
+def answering(cluster: Cluster) -> bool:
+    """Tell whether both ranks answer the host by their own address."""
+    pods = ("group-0", "group-1")
+    return all(answers(f"{pod_address(cluster, pod)}:8080", 1) == {pod} for pod in pods)

@@ -11,16 +11,17 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from . import addons, cgroups, controlplane, debian, images, network, nodes, pki, processes
 from .apiclient import ApiClient
 from .controlplane import Binaries
 from .layout import CONTROL_PLANE, Layout, check_folder, node_names
 from .shell import ClusterError, attempt, say, wait_for
-from .store import Record, folder_of, free_slot, layout_of, write_file, write_record
+from .store import SLOTS_LOCK, Record, folder_of, free_slot, layout_of, locked, write_file, write_record
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "tool"
 PROGRAMS = (*controlplane.COMPONENTS, "kubelet", "kube-proxy", "pause")
@@ -56,18 +57,18 @@ def settle(name: str, record: Record, count: int | None) -> tuple[Record, list[s
     """Fix address range and node count before anything is made; also returns the nodes that are too many."""
     wanted = count or record.nodes or DEFAULT_NODES
     surplus = node_names(record.nodes)[wanted:]
-    if record.nodes == 0:
-        routes = attempt(["ip", "-json", "route", "show", "table", "all"]).stdout
-        record = replace(record, slot=free_slot(name, network.occupied_slots(routes)))
-    if record.nodes < wanted:
-        record = replace(record, nodes=wanted)
-    write_record(name, record)
+    # Two clusters that start at the same moment must not pick the same addresses.
+    with locked(SLOTS_LOCK, quiet=True):
+        if record.nodes == 0:
+            routes = attempt(["ip", "-json", "route", "show", "table", "all"]).stdout
+            record = replace(record, slot=free_slot(name, network.occupied_slots(routes)))
+        write_record(name, replace(record, nodes=max(record.nodes, wanted)))
     return replace(record, nodes=wanted), surplus
 
 
 def converge(layout: Layout, record: Record, surplus: Sequence[str], binaries: Binaries) -> bool:
     """Do what is missing, control plane first; returns whether anything was."""
-    names = node_names(record.nodes)
+    names, since = node_names(record.nodes), utc_now()
     pki.ensure(layout, names)
     drop(layout, surplus)
     broken = [node for node in names if not nodes.intact(layout, node, binaries)]
@@ -81,7 +82,8 @@ def converge(layout: Layout, record: Record, surplus: Sequence[str], binaries: B
     client = ApiClient(layout)
     for node in surplus:
         client.delete(f"/api/v1/nodes/{node}")
-    wait_for("the cluster", lambda: problem(layout, client, names), seconds=READY_SECONDS)
+    wanted = {node: since if node in broken else "" for node in names}
+    wait_for("the cluster", lambda: problem(layout, client, wanted), seconds=READY_SECONDS)
     write_record(layout.name, record)
     return bool(changed or broken or surplus)
 
@@ -165,14 +167,15 @@ def start_helpers(layout: Layout, binaries: Binaries) -> bool:
     return any(changed)
 
 
-def problem(layout: Layout, client: ApiClient, names: Sequence[str]) -> str | None:
-    """Say what is missing until pods can be created and will run on every node."""
+def problem(layout: Layout, client: ApiClient, wanted: Mapping[str, str]) -> str | None:
+    """Say what is missing until pods can be created and will run; `wanted` maps a node to when it was started."""
     for name in processes.recorded(layout):
         ended(layout, name)
     answer = client.get("/api/v1/nodes")
     if answer is None:
         return "the apiserver does not answer"
-    waiting = sorted(set(names) - {node["metadata"]["name"] for node in answer["items"] if ready(node)})
+    found = {node["metadata"]["name"]: node for node in answer["items"]}
+    waiting = [name for name, since in wanted.items() if name not in found or not ready(found[name], since)]
     if waiting:
         return f"{', '.join(waiting)} not Ready"
     if client.get("/api/v1/namespaces/default/serviceaccounts/default") is None:
@@ -180,10 +183,16 @@ def problem(layout: Layout, client: ApiClient, names: Sequence[str]) -> str | No
     return None
 
 
-def ready(node: dict[str, dict[str, list[dict[str, str]]]]) -> bool:
-    """Tell whether a Node object says it takes pods."""
+def ready(node: Mapping[str, Any], since: str = "") -> bool:
+    """Tell whether a Node object says, not before `since`, that it takes pods: what it said last may be outlived."""
     conditions = node["status"].get("conditions", [])
-    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+    words = [condition for condition in conditions if condition["type"] == "Ready"]
+    return any(word["status"] == "True" and word["lastHeartbeatTime"] >= since for word in words)
+
+
+def utc_now() -> str:
+    """Return the time as Kubernetes writes it; such texts compare like the times they mean."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def kill_node(name: str, record: Record, node: str) -> None:
@@ -201,17 +210,17 @@ def start_node(name: str, record: Record, node: str) -> None:
         return
     nodes.cut_power(layout, node)
     network.ensure(layout, node_names(record.nodes), [node])
+    since, client = utc_now(), ApiClient(layout)
     nodes.start_runtime(layout, node)
     start_nodes(layout, [node], record.archives, binaries)
-    client = ApiClient(layout)
-    wait_for(node, lambda: nodes_problem(client, node), seconds=READY_SECONDS)
+    wait_for(node, lambda: node_problem(client, node, since), seconds=READY_SECONDS)
     say(f"{node}: Ready")
 
 
-def nodes_problem(client: ApiClient, node: str) -> str | None:
+def node_problem(client: ApiClient, node: str, since: str) -> str | None:
     """Say what is missing until one node takes pods."""
     answer = client.get(f"/api/v1/nodes/{node}")
-    return None if answer and ready(answer) else "not Ready"
+    return None if answer and ready(answer, since) else "not Ready"
 
 
 def checked(name: str, record: Record, node: str) -> Layout:

@@ -76,6 +76,11 @@ class Layout:
         """Name the host's end of a member's cable."""
         return self.link_prefix + ("cp" if member == CONTROL_PLANE else f"n{node_index(member)}")
 
+    def hardware(self, member: str) -> str:
+        """Return a fixed hardware address: neighbours remember it for many seconds after a node came back."""
+        digest = hashlib.sha256(f"{self.name}/{member}".encode()).digest()
+        return ":".join(["02", *(f"{byte:02x}" for byte in digest[:5])])
+
     @property
     def octet(self) -> int:
         return 244 - self.slot

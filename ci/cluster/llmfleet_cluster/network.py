@@ -42,7 +42,8 @@ def ensure(layout: Layout, nodes: Sequence[str], present: Sequence[str]) -> None
 def ensure_bridge(layout: Layout) -> None:
     """Create the switch every member is plugged into."""
     if layout.bridge not in links():
-        run(["ip", "link", "add", layout.bridge, "type", "bridge"])
+        # Without an address of its own a bridge takes over one of its cables', and changes it with them.
+        run(["ip", "link", "add", layout.bridge, "address", layout.hardware("bridge"), "type", "bridge"])
     run(["ip", "address", "replace", f"{layout.host_address}/24", "dev", layout.bridge])
     run(["ip", "link", "set", layout.bridge, "up"])
 
@@ -70,7 +71,7 @@ def ensure_cable(layout: Layout, member: str) -> None:
     """Plug a member into the bridge; its own end is eth0."""
     link = layout.link(member)
     if link not in links():
-        peer = ["peer", "name", "eth0", "netns", str(layout.namespace(member))]
+        peer = ["peer", "name", "eth0", "address", layout.hardware(member), "netns", str(layout.namespace(member))]
         run(["ip", "link", "add", link, "type", "veth", *peer])
     run(["ip", "link", "set", link, "master", layout.bridge, "up"])
 

@@ -15,6 +15,9 @@ from pathlib import Path
 from .layout import SLOTS, Layout
 from .shell import ClusterError, say
 
+# No cluster can have this name.
+SLOTS_LOCK = "_slots"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
