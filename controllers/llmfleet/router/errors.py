@@ -24,15 +24,12 @@ class Code(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     MODEL_NOT_FOUND = "model_not_found"
     REQUEST_TOO_LARGE = "request_too_large"
-    TIMEOUT = "request_timeout"
     OVERLOADED = "server_is_overloaded"
     NO_ENDPOINT = "no_endpoint"
-    DRAINING = "draining"
     NOT_READY = "not_ready"
     UPSTREAM_LOST = "upstream_lost"
     UPSTREAM_TIMEOUT = "upstream_timeout"
     UPSTREAM_FAILED = "upstream_failed"
-    INTERNAL = "internal_error"
 
 
 # Official clients honour 1 to 120 seconds; the queue will know a better figure than the shortest.

@@ -8,7 +8,7 @@ body pieces), and the bytes of heads that go out. Framing is never guessed: what
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, NamedTuple, cast
 
 import httptools
 
@@ -40,10 +40,11 @@ _CODING: Final = re.compile(rb"\r\ntransfer-encoding:[ \t]*([^\r]*)", re.IGNOREC
 _EXPECT: Final = re.compile(rb"\r\nexpect:[ \t]*([^\r]*)", re.IGNORECASE)
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r]*", re.IGNORECASE)
 _CONNECTION: Final = re.compile(rb"\r\nconnection:([^\r]*)", re.IGNORECASE)
-_EVENTS: Final = re.compile(rb"\r\ncontent-type:[ \t]*text/event-stream", re.IGNORECASE)
-_HOP: Final = re.compile(
-    rb"\r\n(?:connection|keep-alive|proxy-[a-z-]+|te|trailer|transfer-encoding|upgrade|x-request-id):[^\r]*",
-    re.IGNORECASE,
+_HOP_NAMES: Final = rb"connection|keep-alive|proxy-[a-z-]+|te|trailer|transfer-encoding|upgrade|x-request-id"
+_HOP: Final = re.compile(rb"\r\n(?:" + _HOP_NAMES + rb"):[^\r]*", re.IGNORECASE)
+# One pass over an answer's head finds all that matters in it.
+_TRAITS: Final = re.compile(
+    rb"\r\n(?:(content-length):|(content-type:[ \t]*text/event-stream)|(" + _HOP_NAMES + rb"):)", re.IGNORECASE
 )
 _LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[^\r]*", re.IGNORECASE)
 
@@ -131,19 +132,10 @@ class RequestReader:
 
     def feed(self, data: bytes) -> None:
         """Read more; afterwards `complete` says whether the request is whole, `head` whether its head is."""
-        if not self.head:
+        in_head = not self.head
+        if in_head:
             self._raw = self._raw + data if self._raw else data.lstrip(b"\r\n")
         self.wire += len(data)
-        self._parse(data)
-        if not self.head:
-            if self._at_head:
-                self._take_head()
-            elif len(self._raw) > self._max_head:
-                raise self._too_long()
-        if self.head and not self.complete:
-            self._check_growth()
-
-    def _parse(self, data: bytes) -> None:
         parser = self._parser
         if parser is None:
             raise BadMessage("the connection is closed")
@@ -151,13 +143,21 @@ class RequestReader:
             parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._without_upgrade()
-        except httptools.HttpParserCallbackError:
-            if not self.surplus:
-                raise BadMessage("malformed request") from None
         except httptools.HttpParserError as error:
-            if not self.complete:
-                raise BadMessage(f"malformed request: {error}") from None
-            self.surplus = True
+            self._doubt(error)
+        if in_head:
+            if self._at_head:
+                self._take_head()
+            elif len(self._raw) > self._max_head:
+                raise self._too_long()
+        if not self.complete and self.head and self.length < 0:
+            self._check_growth()
+
+    def _doubt(self, error: httptools.HttpParserError) -> None:
+        """What follows a whole request is not part of it; anything else that llhttp refuses is not a request."""
+        if not self.complete:
+            raise BadMessage(f"malformed request: {error}") from None
+        self.surplus = True
 
     def _without_upgrade(self) -> None:
         """Read the request again as if it had not asked to upgrade: llhttp would take its body for another protocol."""
@@ -170,7 +170,10 @@ class RequestReader:
         data = plain + end + rest
         self._start()
         self._raw, self.wire = data, len(data)
-        self._parse(data)
+        try:
+            cast(httptools.HttpRequestParser, self._parser).feed_data(data)
+        except httptools.HttpParserError as error:
+            self._doubt(error)
 
     def _too_long(self) -> BadMessage:
         line = self._raw.find(b"\r\n")
@@ -216,8 +219,6 @@ class RequestReader:
 
     def _check_growth(self) -> None:
         """Bound a body without an announced length, and what its framing may cost beside it."""
-        if self.length >= 0:
-            return
         size = sum(map(len, self.body))
         if size > self._max_body:
             raise self._too_large()
@@ -242,6 +243,30 @@ class RequestReader:
         self.keep_alive = self._parser is not None and self._parser.should_keep_alive()
 
 
+class Traits(NamedTuple):
+    """What an answer's head says about its shape."""
+
+    sized: bool  # it announces a content length
+    events: bool  # it announces server-sent events
+    hops: bool  # it has fields that must not be passed on
+
+
+NO_TRAITS: Final = Traits(False, False, False)
+
+
+def traits_of(head: bytes) -> Traits:
+    """Read an answer's head."""
+    sized = events = hops = False
+    for length, stream, hop in _TRAITS.findall(head):
+        if length:
+            sized = True
+        elif stream:
+            events = True
+        elif hop:
+            hops = True
+    return Traits(sized, events, hops)
+
+
 class ResponseReader:
     """Reads one answer after another from one engine connection; interim (1xx) answers are dropped."""
 
@@ -257,6 +282,7 @@ class ResponseReader:
         "on_body",
         "status",
         "surplus",
+        "traits",
     )
 
     def __init__(self, *, max_head: int = 1 << 17) -> None:
@@ -270,6 +296,7 @@ class ResponseReader:
         """Forget the answer that was read."""
         self._raw = b""
         self.head = b""
+        self.traits = NO_TRAITS
         self.headed = False
         self.status = 0
         self.complete = False
@@ -314,7 +341,8 @@ class ResponseReader:
         raw = self._raw
         while raw.startswith((b"HTTP/1.1 1", b"HTTP/1.0 1")):
             raw = raw[raw.find(b"\r\n\r\n") + 4 :]
-        self.head = raw[: raw.find(b"\r\n\r\n") + 2]
+        self.head = head = raw[: raw.find(b"\r\n\r\n") + 2]
+        self.traits = traits_of(head)
         self._raw = b""
 
     # ---- called by the parser ----
@@ -334,23 +362,12 @@ class ResponseReader:
             self.keep_alive = self._parser is not None and self._parser.should_keep_alive()
 
 
-def is_event_stream(head: bytes) -> bool:
-    """Whether an answer's head announces server-sent events."""
-    return _EVENTS.search(head) is not None
-
-
-def announced_length(head: bytes) -> int:
-    """Return the content length a head announces, or -1."""
-    found = _LENGTH.search(head)
-    return int(found[1]) if found is not None else -1
-
-
 def forwardable(names: tuple[str, ...]) -> re.Pattern[bytes]:
     """Build the pattern that finds the header fields of these names in a head."""
     return re.compile(rb"\r\n(?:" + b"|".join(re.escape(n.encode()) for n in names) + rb"):[^\r]*", re.IGNORECASE)
 
 
-def request_head(*, path: bytes, host: bytes, fields: bytes, request_id: bytes, length: int) -> bytes:
+def request_head(path: bytes, host: bytes, fields: bytes, request_id: bytes, length: int) -> bytes:
     """Write the head an engine gets: the client's is never forwarded, only the fields allowed from it."""
     return b"POST %b HTTP/1.1\r\nhost: %b%b\r\nx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
         path,
@@ -361,22 +378,21 @@ def request_head(*, path: bytes, host: bytes, fields: bytes, request_id: bytes, 
     )
 
 
-def answer_head(head: bytes, *, request_id: bytes, framing: bytes | None, keep_alive: bool) -> bytes:
+def answer_head(head: bytes, traits: Traits, *, request_id: bytes, framing: bytes | None, keep_alive: bool) -> bytes:
     """Turn an engine's head into the client's: without hop-by-hop fields, with our id and our framing.
 
     `framing` None keeps the engine's content-length; anything else, even empty, replaces it.
     """
-    named = _CONNECTION.search(head)
-    if named is not None:
-        head = _without_named(head, named[1])
-    if _HOP.search(head) is not None:
+    if traits.hops:
+        named = _CONNECTION.search(head)
+        if named is not None:
+            head = _without_named(head, named[1])
         head = _HOP.sub(b"", head)
-    if framing is not None:
+    if framing is not None and traits.sized:
         head = _LENGTH_FIELD.sub(b"", head)
     start = head.find(b"\r\n")
-    version_free = head[8:start]
     return b"HTTP/1.1%b\r\nx-request-id: %b%b%b%b\r\n" % (
-        version_free,
+        head[8:start],
         request_id,
         b"" if keep_alive else b"\r\nconnection: close",
         framing or b"",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import Any, Final, cast
 
 CONNECTION_RESERVE: Final = 128  # descriptors for the admin port, files, the event loop and the engines' idle ones
 
@@ -133,14 +133,14 @@ def _section(kind: Any, raw: object, path: str) -> Any:
 
 
 def _number(value: object, spec: Any, path: str) -> float | int:
-    whole = isinstance(spec.default, int) and spec.name.startswith("max_")
-    good = isinstance(value, int) if whole else isinstance(value, int | float)
-    if not good or isinstance(value, bool):
+    whole = spec.name.startswith("max_")
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         raise SettingsError(f"{path}: {value!r} is not a {'whole number' if whole else 'number of seconds'}")
+    number = cast(float, value)
     low, high = spec.metadata["low"], spec.metadata["high"]
-    if not low <= value <= high:
+    if not low <= number <= high:
         raise SettingsError(f"{path}: {value} is not between {low} and {high}")
-    return value
+    return number
 
 
 def _headers(value: object) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ class Backend:
     __slots__ = (
         "address",
         "host",
+        "host_field",
         "idle",
         "in_flight",
         "instance",
@@ -33,6 +34,7 @@ class Backend:
     def __init__(self, endpoint: Endpoint) -> None:
         self.pod_uid = endpoint.pod_uid
         self.address = endpoint.address
+        self.host_field = endpoint.address.encode()
         host, _, port = endpoint.address.rpartition(":")
         self.host = host.strip("[]")
         self.port = int(port)
@@ -65,17 +67,14 @@ class Candidate:
 class ModelPool:
     """The candidates of one model and the clock of their turns."""
 
-    __slots__ = ("candidates", "clock", "name", "state")
+    __slots__ = ("candidates", "clock", "name", "open", "state")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.state = ModelState.SERVING
         self.candidates: list[Candidate] = []
+        self.open: list[Candidate] = []  # those that take new requests, free or not
         self.clock = 0.0
-
-    def eligible(self) -> bool:
-        """Whether any engine takes new requests at all, free or not."""
-        return any(not c.draining and c.weight for c in self.candidates)
 
 
 def pick(pool: ModelPool, avoid: Backend | None = None) -> Backend | None:
@@ -87,14 +86,21 @@ def pick(pool: ModelPool, avoid: Backend | None = None) -> Backend | None:
     best: Candidate | None = None
     best_tier, best_load, best_turn = 0, 0.0, 0.0
     clock = pool.clock
-    for candidate in pool.candidates:
+    for candidate in pool.open:
         backend = candidate.backend
-        if candidate.draining or backend is avoid or backend.in_flight >= backend.slots or not candidate.weight:
+        busy = backend.in_flight
+        if busy >= backend.slots or backend is avoid:
             continue
-        load = backend.in_flight / candidate.weight
-        turn = candidate.turn if candidate.turn > clock else clock
-        if best is None or (candidate.tier, load, turn) < (best_tier, best_load, best_turn):
-            best, best_tier, best_load, best_turn = candidate, candidate.tier, load, turn
+        tier, load, turn = candidate.tier, busy / candidate.weight, candidate.turn
+        if turn < clock:
+            turn = clock
+        if best is not None:
+            if tier != best_tier:
+                if tier > best_tier:
+                    continue
+            elif load > best_load or (load == best_load and turn >= best_turn):
+                continue
+        best, best_tier, best_load, best_turn = candidate, tier, load, turn
     if best is None:
         return None
     pool.clock = best_turn
@@ -139,6 +145,7 @@ class Fleet:
             # A prefill or decode engine cannot serve a request alone.
             if e.role is Role.BOTH
         ]
+        pool.open = [c for c in pool.candidates if c.weight and not c.draining]
         return pool
 
     def _backend(self, endpoint: Endpoint) -> Backend:

@@ -36,6 +36,14 @@ class Phase(IntEnum):
     LINGERING = 4
 
 
+# An enum member costs a lookup in its class each time; these are read several times per request.
+IDLE: Final = Phase.IDLE
+READING: Final = Phase.READING
+BODY: Final = Phase.BODY
+BUSY: Final = Phase.BUSY
+LINGERING: Final = Phase.LINGERING
+
+
 class Router:
     """What all connections of a process share."""
 
@@ -74,12 +82,12 @@ class Router:
 
     def busy(self) -> int:
         """Count connections with a request being read or answered."""
-        return sum(client.phase is not Phase.IDLE for client in self.clients)
+        return sum(client.phase is not IDLE for client in self.clients)
 
     def close_idle(self) -> None:
         """Close connections that wait for a next request."""
         for client in list(self.clients):
-            if client.phase is Phase.IDLE:
+            if client.phase is IDLE:
                 client.transport.close()
 
     def sweep(self, now: float) -> None:
@@ -114,7 +122,7 @@ class Client(asyncio.Protocol):
             max_head=limits.max_header_bytes, max_headers=limits.max_headers, max_body=limits.max_body_bytes
         )
         self._exchange: Exchange | None = None
-        self.phase = Phase.IDLE
+        self.phase = IDLE
         self.blocked = False
         self._blocked_since = 0.0
         self._ignored = 0  # bytes sent beyond the request being answered
@@ -134,7 +142,7 @@ class Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         phase = self.phase
-        if phase >= Phase.BUSY:
+        if phase is BUSY or phase is LINGERING:
             self._beyond(len(data))
             return
         reader = self._reader
@@ -145,13 +153,13 @@ class Client(asyncio.Protocol):
             return
         if reader.complete:
             self._ignored = 1 if reader.surplus else 0
-            self.phase = Phase.BUSY
+            self.phase = BUSY
             self._request()
         elif reader.head:
-            if phase is not Phase.BODY:
+            if phase is not BODY:
                 self._read_on()
-        elif phase is Phase.IDLE and reader.started:
-            self._enter(Phase.READING, self._router.settings.timeouts.header_seconds)
+        elif phase is IDLE and reader.started:
+            self._enter(READING, self._router.settings.timeouts.header_seconds)
 
     def _enter(self, phase: Phase, seconds: float) -> None:
         self.phase = phase
@@ -166,13 +174,13 @@ class Client(asyncio.Protocol):
             return
         if reader.expects_continue:
             reader.expects_continue = False
-            self.transport.write(http1.CONTINUE)
-        self._enter(Phase.BODY, self._router.settings.timeouts.body_seconds)
+            self.write(http1.CONTINUE)
+        self._enter(BODY, self._router.settings.timeouts.body_seconds)
 
     def _beyond(self, size: int) -> None:
         """Bytes beyond the current request: it is answered, then the connection closes."""
         self._ignored += size
-        if self._ignored > self._router.settings.limits.max_pipelined_bytes and self.phase is Phase.BUSY:
+        if self._ignored > self._router.settings.limits.max_pipelined_bytes and self.phase is BUSY:
             self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -186,34 +194,30 @@ class Client(asyncio.Protocol):
 
     def _request(self) -> None:
         """A whole request was read: answer it here or hand it to an exchange."""
-        reader = self._reader
+        reader, router = self._reader, self._router
         path = policy.path_of(reader.target)
-        refusal = _not_allowed(reader.method, path)
-        if refusal is not None:
-            self._refuse(refusal, keep_alive=self._may_stay())
-            return
         route = policy.ENGINE_ROUTES.get(path)
-        if route is None:
+        if route is None or reader.method != b"POST":
             self._answer_local(path)
             return
         try:
             admitted = policy.admit(route, reader.take_body())
-            pool = self._router.pool(admitted.model)
+            pool = router.pool(admitted.model)
         except Refusal as error:
             self._refuse(error, keep_alive=self._may_stay(), dialect=route.dialect)
             return
         self._exchange = exchange = Exchange(
-            router=self._router,
+            router=router,
             client=self,
             route=route,
             admitted=admitted,
             pool=pool,
-            stats=self._router.metrics.model(pool.name),
-            request_id=self._router.next_id(),
-            fields=b"".join(self._router.fields.findall(reader.head)),
+            stats=router.metrics.model(pool.name),
+            request_id=router.next_id(),
+            fields=b"".join(router.fields.findall(reader.head)),
             keep_alive=self._may_stay(),
             version_10=reader.version == b"HTTP/1.0",
-            now=self._router.loop.time(),
+            now=router.loop.time(),
         )
         exchange.start()
 
@@ -221,8 +225,12 @@ class Client(asyncio.Protocol):
         return self._reader.keep_alive and not self._ignored and not self._router.draining
 
     def _answer_local(self, path: bytes) -> None:
+        """Answer what needs no engine, and refuse what is not on the list."""
         router = self._router
-        if path == b"/healthz":
+        refusal = _not_allowed(self._reader.method, path)
+        if refusal is not None:
+            self._refuse(refusal, keep_alive=self._may_stay())
+        elif path == b"/healthz":
             self._answer(200, b'{"status":"ok"}')
         elif path == b"/readyz":
             state = "draining" if router.draining else "ready" if router.loaded else "no backends document"
@@ -245,6 +253,12 @@ class Client(asyncio.Protocol):
 
     # ---- answers ----
 
+    def write(self, data: bytes) -> None:
+        """Send bytes. A transport that has seen a reset refuses them before it says that the connection is lost."""
+        transport = self.transport
+        if not transport.is_closing():
+            transport.write(data)
+
     def answered(self, keep_alive: bool) -> None:
         """An answer is out: read the next request, or close once it is flushed."""
         self._exchange = None
@@ -252,20 +266,20 @@ class Client(asyncio.Protocol):
             self._finish()
             return
         self._reader.next()
-        self._enter(Phase.IDLE, self._router.settings.timeouts.idle_seconds)
+        self._enter(IDLE, self._router.settings.timeouts.idle_seconds)
 
     def _finish(self) -> None:
         """Close; a client that is still sending is drained for a moment, as a reset could destroy the answer."""
         if self._reader.complete and not self._ignored:
             self.transport.close()
             return
-        self._enter(Phase.LINGERING, LINGER_SECONDS)
+        self._enter(LINGERING, LINGER_SECONDS)
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
 
     def _answer(self, status: int, body: bytes, extra: bytes = b"") -> None:
         keep_alive = self._may_stay()
-        self.transport.write(
+        self.write(
             http1.reply(status, body, request_id=self._router.next_id(), keep_alive=keep_alive, extra=extra)
         )
         self.answered(keep_alive)
@@ -278,7 +292,7 @@ class Client(asyncio.Protocol):
         if refusal.code is Code.METHOD_NOT_ALLOWED:
             extra += b"allow: %b\r\n" % (policy.allowed_method(policy.path_of(self._reader.target)) or b"")
         with_body = self._reader.method != b"HEAD"
-        self.transport.write(
+        self.write(
             http1.reply(
                 status,
                 body,
@@ -309,8 +323,8 @@ class Client(asyncio.Protocol):
             self.transport.abort()
         elif self._exchange is not None:
             self._exchange.check(now)
-        elif self.phase is not Phase.BUSY and now > self._deadline:
-            if self.phase is Phase.IDLE:
+        elif self.phase is not BUSY and now > self._deadline:
+            if self.phase is IDLE:
                 self.transport.close()
             else:
                 self.transport.abort()

@@ -20,7 +20,7 @@ from llmfleet.router.errors import Code, Refusal
 from llmfleet.router.limits import Settings
 from llmfleet.router.pick import Backend, ModelPool, pick
 from llmfleet.router.policy import Admitted, Route
-from llmfleet.router.sse import Dialect, EventTooLong, Scanner
+from llmfleet.router.sse import EventTooLong, Scanner
 from llmfleet.telemetry import ModelStats
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,15 @@ class Stage(IntEnum):
     OVER = 5
 
 
+# An enum member costs a lookup in its class each time; these are read several times per event.
+WAITING: Final = Stage.WAITING
+EVENTS: Final = Stage.EVENTS
+UNARY: Final = Stage.UNARY
+STREAMING: Final = Stage.STREAMING
+PASSING: Final = Stage.PASSING
+OVER: Final = Stage.OVER
+
+
 class Services(Protocol):
     """What an exchange needs of the router it runs in."""
 
@@ -58,6 +67,9 @@ class Requester(Protocol):
     transport: asyncio.Transport
     blocked: bool  # it does not take bytes at the moment
 
+    def write(self, data: bytes) -> None:
+        """Send bytes, or drop them if the connection is already closing."""
+
     def answered(self, keep_alive: bool) -> None:
         """The answer is over; read the next request or close."""
 
@@ -65,11 +77,12 @@ class Requester(Protocol):
 class Upstream(asyncio.Protocol):
     """One connection to an engine; `owner` is the exchange that is on it, if any."""
 
-    __slots__ = ("backend", "fresh", "idle_since", "owner", "reader", "transport")
+    __slots__ = ("_paused", "backend", "fresh", "idle_since", "owner", "reader", "transport")
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.owner: Exchange | None = None
+        self._paused = False
         self.fresh = True  # no answer was read on it yet
         self.idle_since = 0.0
         self.reader = http1.ResponseReader()
@@ -111,13 +124,22 @@ class Upstream(asyncio.Protocol):
             return
         self.fresh = False
         self.idle_since = now
-        self.transport.resume_reading()
+        self.flow(True)
         self.backend.idle.append(self)
 
     def drop(self) -> None:
         """Close at once, so that the engine stops working on the request."""
         self.owner = None
         self.transport.abort()
+
+    def flow(self, on: bool) -> None:
+        """Read from the engine, or stop for a while; a transport that is closing refuses either."""
+        if on is self._paused and not self.transport.is_closing():
+            self._paused = not on
+            if on:
+                self.transport.resume_reading()
+            else:
+                self.transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         owner, self.owner = self.owner, None
@@ -164,6 +186,7 @@ class Exchange:
         "_started",
         "_stats",
         "_status",
+        "_traits",
         "_ttft_seen",
         "_upstream",
         "_version_10",
@@ -193,12 +216,13 @@ class Exchange:
         self._keep_alive, self._version_10 = keep_alive, version_10
         self._started = self._last = now
         self._attempts = 0
-        self._stage = Stage.WAITING
+        self._stage = WAITING
         self._backend: Backend | None = None
         self._upstream: Upstream | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._scanner: Scanner | None = None
         self._head = b""
+        self._traits = http1.NO_TRAITS
         self._held: list[bytes] = []
         self._held_size = 0
         self._chunked = False
@@ -218,7 +242,7 @@ class Exchange:
             self._send(backend)
 
     def _no_slot(self) -> Refusal:
-        if self._pool.eligible():
+        if self._pool.open:
             return errors.overloaded(Code.OVERLOADED, "every engine of this model is busy, try again soon")
         message = f"no engine of this model takes requests now (model state: {self._pool.state})"
         return errors.overloaded(Code.NO_ENDPOINT, message)
@@ -248,18 +272,11 @@ class Exchange:
 
     def _attach(self, upstream: Upstream) -> None:
         self._upstream = upstream
-        backend = upstream.backend
         request_id = self._request_id if self._attempts == 1 else self._request_id + b"-r"
-        head = http1.request_head(
-            path=self._route.path,
-            host=backend.address.encode(),
-            fields=self._fields,
-            request_id=request_id,
-            length=len(self._body),
-        )
+        head = http1.request_head(self._route.path, upstream.backend.host_field, self._fields, request_id, len(self._body))
         upstream.begin(self, head, self._body)
         if self._client.blocked:
-            upstream.transport.pause_reading()
+            upstream.flow(False)
 
     def _release(self) -> None:
         """Give the slot back; safe to call twice."""
@@ -283,7 +300,7 @@ class Exchange:
 
     def _retry(self, reason: str, *, same_engine: bool = False) -> bool:
         """Send the request to another engine if it may be; never once a byte of an answer was forwarded."""
-        if self._attempts >= MAX_ATTEMPTS or self._stage > Stage.UNARY:
+        if self._attempts >= MAX_ATTEMPTS or self._stage > UNARY:
             return False
         failed = self._backend
         other = pick(self._pool, avoid=failed)
@@ -299,7 +316,7 @@ class Exchange:
         return True
 
     def _reset(self) -> None:
-        self._stage = Stage.WAITING
+        self._stage = WAITING
         self._scanner = None
         self._head = b""
         self._held.clear()
@@ -322,35 +339,37 @@ class Exchange:
         """More of the answer was read."""
         self._last = self._router.loop.time()
         reader = upstream.reader
-        if self._stage is Stage.STREAMING:
+        stage = self._stage
+        if stage is STREAMING:
             self._stream(reader)
             return
-        if self._stage is Stage.WAITING:
+        if stage is WAITING:
             if not reader.head:
                 return
             self._judge_head(reader)
-        if self._stage is Stage.EVENTS:
-            self._hold_events(reader)
-        elif self._stage is Stage.UNARY:
+            stage = self._stage
+        if stage is UNARY:
             self._hold_unary(reader)
-        elif self._stage is Stage.PASSING:
+        elif stage is EVENTS:
+            self._hold_events(reader)
+        elif stage is PASSING:
             self._pass(reader)
 
     def lost(self, upstream: Upstream, detail: str) -> None:
         """The engine connection is gone in the middle of an answer."""
         self._upstream = None
         scanner = self._scanner
-        if self._stage is Stage.STREAMING and scanner is not None:
+        if self._stage is STREAMING and scanner is not None:
             self._release()
             if scanner.terminal or scanner.error is not None:
                 self._end_stream(whole=scanner.terminal)
             else:
                 self._break_stream("lost", Code.UPSTREAM_LOST, "the engine was lost in the middle of the answer")
-        elif self._stage is Stage.PASSING:
+        elif self._stage is PASSING:
             self._release()
             self._reset_client("lost")
-        elif self._stage is not Stage.OVER:
-            stale = not upstream.fresh and self._stage is Stage.WAITING
+        elif self._stage is not OVER:
+            stale = not upstream.fresh and self._stage is WAITING
             self._failed("reset", detail, same_engine=stale)
 
     def _judge_head(self, reader: http1.ResponseReader) -> None:
@@ -359,14 +378,14 @@ class Exchange:
         if status in RETRYABLE and self._retry("status"):
             return
         self._status = status
-        self._head = reader.head
-        if status == 200 and http1.is_event_stream(reader.head):
-            self._stage = Stage.EVENTS
+        self._head, self._traits = reader.head, reader.traits
+        if status == 200 and reader.traits.events:
+            self._stage = EVENTS
             self._scanner = Scanner(
                 self._route.dialect, expected=self._choices, max_event=self._settings.limits.max_event_bytes
             )
         else:
-            self._stage = Stage.UNARY
+            self._stage = UNARY
 
     # ---- streams ----
 
@@ -408,17 +427,18 @@ class Exchange:
         self._answer_whole(status, orjson.dumps({"error": error}), outcome="failed")
 
     def _open_stream(self) -> None:
-        self._stage = Stage.STREAMING
+        self._stage = STREAMING
         self._body = b""
         self._chunked = not self._version_10
         self._keep_alive = self._keep_alive and self._chunked and not self._router.draining
         head = http1.answer_head(
             self._head,
+            self._traits,
             request_id=self._request_id,
             framing=CHUNKED if self._chunked else b"",
             keep_alive=self._keep_alive,
         )
-        self._client.transport.write(head)
+        self._client.write(head)
 
     def _stream(self, reader: http1.ResponseReader) -> None:
         scanner = cast(Scanner, self._scanner)
@@ -430,7 +450,7 @@ class Exchange:
 
     def _forward(self, ready: bytes, scanner: Scanner, reader: http1.ResponseReader) -> None:
         if ready:
-            self._client.transport.write(http1.chunk(ready) if self._chunked else ready)
+            self._client.write(http1.chunk(ready) if self._chunked else ready)
         if scanner.token_seen and not self._ttft_seen:
             self._ttft_seen = True
             self._stats.ttft.observe(self._last - self._started)
@@ -448,7 +468,7 @@ class Exchange:
         self._detach()
         scanner = cast(Scanner, self._scanner)
         if self._chunked and whole:
-            self._client.transport.write(http1.LAST_CHUNK)
+            self._client.write(http1.LAST_CHUNK)
         self._over("failed" if scanner.failed else "complete", keep_alive=self._keep_alive and whole)
 
     def _break_stream(self, reason: str, code: Code, message: str) -> None:
@@ -458,7 +478,7 @@ class Exchange:
         fields = {"requestId": self._request_id.decode(), "model": self._pool.name, "reason": reason}
         log.warning("answer truncated", extra={"fields": fields})
         event = errors.event(errors.lost(code, message), self._route.dialect)
-        self._client.transport.write(http1.chunk(event) if self._chunked else event)
+        self._client.write(http1.chunk(event) if self._chunked else event)
         self._over("truncated", keep_alive=False)
 
     # ---- unary answers ----
@@ -476,7 +496,7 @@ class Exchange:
 
     def _finish_unary(self) -> None:
         body = self._held[0] if len(self._held) == 1 else b"".join(self._held)
-        if self._status == 200 and _aborted(self._route.dialect, body):
+        if self._status == 200 and self._route.counts_choices and _aborted(body):
             if not self._retry("aborted"):
                 self._detach()
                 self._refuse(errors.lost(Code.UPSTREAM_FAILED, "the engine gave the request up"), outcome="failed")
@@ -488,38 +508,40 @@ class Exchange:
         self._keep_alive = self._keep_alive and not self._router.draining
         head = http1.answer_head(
             self._head,
+            self._traits,
             request_id=self._request_id,
-            framing=None if http1.announced_length(self._head) >= 0 else b"\r\ncontent-length: %d" % len(body),
+            framing=None if self._traits.sized else b"\r\ncontent-length: %d" % len(body),
             keep_alive=self._keep_alive,
         )
-        self._client.transport.write(head + body)
+        self._client.write(head + body)
         self._over("complete" if self._status < 500 else "failed", keep_alive=self._keep_alive)
 
     def _open_unary(self, reader: http1.ResponseReader) -> None:
         """Start forwarding an answer that is too large to hold."""
-        self._stage = Stage.PASSING
+        self._stage = PASSING
         self._body = b""
-        sized = http1.announced_length(self._head) >= 0
+        sized = self._traits.sized
         self._chunked = not sized and not self._version_10
         self._keep_alive = self._keep_alive and (sized or self._chunked) and not self._router.draining
         head = http1.answer_head(
             self._head,
+            self._traits,
             request_id=self._request_id,
             framing=None if sized else CHUNKED if self._chunked else b"",
             keep_alive=self._keep_alive,
         )
         body = b"".join(self._held)
         self._held.clear()
-        self._client.transport.write(head + (http1.chunk(body) if self._chunked else body))
+        self._client.write(head + (http1.chunk(body) if self._chunked else body))
 
     def _pass(self, reader: http1.ResponseReader) -> None:
         piece = reader.take_body()
         if piece:
-            self._client.transport.write(http1.chunk(piece) if self._chunked else piece)
+            self._client.write(http1.chunk(piece) if self._chunked else piece)
         if reader.complete:
             self._detach()
             if self._chunked:
-                self._client.transport.write(http1.LAST_CHUNK)
+                self._client.write(http1.LAST_CHUNK)
             self._over("complete" if self._status < 500 else "failed", keep_alive=self._keep_alive)
 
     # ---- ends ----
@@ -536,7 +558,7 @@ class Exchange:
         answer = http1.reply(
             status, body, request_id=self._request_id, keep_alive=self._keep_alive, extra=extra
         )
-        self._client.transport.write(answer)
+        self._client.write(answer)
         self._over(outcome, keep_alive=self._keep_alive)
 
     def _reset_client(self, reason: str) -> None:
@@ -548,13 +570,13 @@ class Exchange:
 
     def cancel(self) -> None:
         """The client left: free the slot and stop the engine's work at once."""
-        if self._stage is not Stage.OVER:
+        if self._stage is not OVER:
             self._status = 499
             self._detach()
             self._over("aborted", keep_alive=False, answered=False)
 
     def _over(self, outcome: str, *, keep_alive: bool, answered: bool = True) -> None:
-        self._stage = Stage.OVER
+        self._stage = OVER
         stats = self._stats
         stats.in_flight -= 1
         stats.requests[(self._status, outcome)] += 1
@@ -570,18 +592,18 @@ class Exchange:
     def pause(self) -> None:
         """The client does not keep up: stop reading from the engine."""
         if self._upstream is not None:
-            self._upstream.transport.pause_reading()
+            self._upstream.flow(False)
 
     def resume(self) -> None:
         """The client takes bytes again."""
         self._last = self._router.loop.time()
         if self._upstream is not None:
-            self._upstream.transport.resume_reading()
+            self._upstream.flow(True)
 
     def check(self, now: float) -> None:
         """Give up on an engine that is silent for too long; called a few times a second."""
         timeouts = self._settings.timeouts
-        if self._stage <= Stage.UNARY:
+        if self._stage <= UNARY:
             if now - self._started > timeouts.first_event_seconds:
                 self._detach()
                 message = "the engine did not answer in time"
@@ -590,7 +612,7 @@ class Exchange:
             self._stalled()
 
     def _stalled(self) -> None:
-        if self._stage is Stage.PASSING:
+        if self._stage is PASSING:
             self._reset_client("stalled")
         elif self._scanner is not None and self._scanner.terminal:
             self._end_stream(whole=True)
@@ -601,8 +623,6 @@ class Exchange:
 _ABORTED: Final = re.compile(rb'"finish_reason":\s*"(?:abort|error)"')
 
 
-def _aborted(dialect: Dialect, body: bytes) -> bool:
+def _aborted(body: bytes) -> bool:
     """Whether a unary 200 is in truth a request the engine gave up; quotes inside answers are escaped."""
-    if dialect is not Dialect.CHAT and dialect is not Dialect.COMPLETIONS:
-        return False
-    return b'"finish_reason"' in body and _ABORTED.search(body) is not None
+    return _ABORTED.search(body) is not None

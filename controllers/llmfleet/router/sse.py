@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import orjson
 
+_SMALL: Final = 1024  # below this, single events are looked at
 BAD_FINISHES: Final = frozenset({"abort", "error"})
 
 
@@ -70,7 +71,7 @@ class Scanner:
         if not block or self.broken:
             return b""
         if not self.token_seen or self._may_matter(block):
-            return self._inspect(block)
+            return block[: self._inspect(block, 0, len(block))]
         return block
 
     def flush(self) -> bytes:
@@ -79,8 +80,8 @@ class Scanner:
         self._tail, self._tail_size = [], 0
         if not rest.strip() or self.broken:
             return b""
-        end = b"\n" if rest.endswith(b"\n") else b"\n\n"
-        return self._inspect(rest + end)
+        block = rest + (b"\n" if rest.endswith(b"\n") else b"\n\n")
+        return block[: self._inspect(block, 0, len(block))]
 
     def _cut(self, payload: bytes) -> bytes:
         """Join the held tail with the payload and hold back what follows the last whole event."""
@@ -104,23 +105,42 @@ class Scanner:
             raise EventTooLong
         return block
 
-    def _inspect(self, block: bytes) -> bytes:
-        """Read the events of a block one by one; stop before an end marker that comes too early."""
-        for start, end in _events(block):
-            event = block[start:end]
-            if self.token_seen and not self._may_matter(event):
-                continue
-            data = _data(event)
-            if data is None:
-                continue
-            if data.strip() == b"[DONE]":
-                self._done()
-                if self.broken:
-                    return block[:start]
-            else:
-                self._read(data)
-            self.started = True
-        return block
+    def _inspect(self, block: bytes, start: int, end: int) -> int:
+        """Read the events between two offsets; returns the offset up to which they may be forwarded.
+
+        Once the first token is known, few events matter: halves of the block without such bytes are skipped.
+        """
+        while start < end:
+            if self.token_seen and end - start > _SMALL:
+                middle = block.find(b"\n\n", (start + end) // 2, end) + 2
+                if 1 < middle < end:
+                    if self._may_matter(block[start:middle]):
+                        stop = self._inspect(block, start, middle)
+                        if self.broken:
+                            return stop
+                    start = middle
+                    if not self._may_matter(block[start:end]):
+                        return end
+                    continue
+            stop = _event_end(block, start, end)
+            self._look(block[start:stop])
+            if self.broken:
+                return start
+            start = stop
+        return end
+
+    def _look(self, event: bytes) -> None:
+        """Read one event if it may matter."""
+        if self.token_seen and not self._may_matter(event):
+            return
+        data = _data(event)
+        if data is None:
+            return
+        if data.strip() == b"[DONE]":
+            self._done()
+        else:
+            self._read(data)
+        self.started = self.started or not self.broken
 
     def _read(self, data: bytes) -> None:
         try:
@@ -144,19 +164,13 @@ class Scanner:
             self.terminal, self.broken = whole, not whole
 
 
-def _events(block: bytes) -> Iterator[tuple[int, int]]:
-    """Yield start and end of each event; a blank line, LF or CR LF, ends one."""
-    start, carriage = 0, b"\r" in block
-    while start < len(block):
-        end = block.find(b"\n\n", start) + 2
-        if carriage:
-            other = block.find(b"\n\r\n", start) + 3
-            if other > 2 and (end < 2 or other < end):
-                end = other
-        if end < 2:
-            end = len(block)
-        yield start, end
-        start = end
+def _event_end(block: bytes, start: int, end: int) -> int:
+    """Return where the event at `start` ends; a blank line, LF or CR LF, ends one."""
+    stop = block.find(b"\n\n", start, end) + 2
+    other = block.find(b"\n\r\n", start, end if stop < 2 else stop) + 3
+    if other > 2:
+        stop = other
+    return stop if stop > 1 else end
 
 
 def _data(event: bytes) -> bytes | None:

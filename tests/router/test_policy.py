@@ -1,0 +1,79 @@
+"""What is taken and what is cleaned, as pure functions."""
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmfleet.router import errors, policy
+from llmfleet.router.errors import Code, Refusal
+from llmfleet.router.sse import Dialect
+
+CHAT = policy.ENGINE_ROUTES[b"/v1/chat/completions"]
+COMPLETIONS = policy.ENGINE_ROUTES[b"/v1/completions"]
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+names = st.sampled_from([*policy.OWNED_FIELDS, "messages", "n", "prompt", "x"])
+
+
+@given(fields=st.dictionaries(names, json_values))
+def test_no_field_of_ours_survives_and_every_other_does(fields):
+    admitted = policy.admit(CHAT, orjson.dumps(fields | {"model": "m"}))
+    kept = orjson.loads(admitted.body)
+    assert kept == {k: v for k, v in fields.items() if k not in policy.OWNED_FIELDS} | {"model": "m"}
+    assert admitted.choices >= 1
+
+
+@given(noise=st.binary(max_size=60))
+def test_any_body_is_admitted_or_refused_with_a_400(noise):
+    for route in policy.ENGINE_ROUTES.values():
+        try:
+            policy.admit(route, noise)
+        except Refusal as refusal:
+            assert refusal.status == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "choices"),
+    [
+        ({"prompt": "x"}, 1),
+        ({"prompt": ["x", "y"]}, 2),
+        ({"prompt": [1, 2, 3]}, 1),
+        ({"prompt": [[1, 2], [3]]}, 2),
+        ({"prompt": ["x", "y"], "n": 3}, 6),
+        ({"prompt": []}, 1),
+        ({"prompt": "x", "n": None}, 1),
+        ({"prompt": "x", "n": -1}, 1),
+        ({"prompt": "x", "n": "2"}, 1),
+    ],
+)
+def test_the_choices_of_an_answer_follow_from_the_request(body, choices):
+    assert policy.admit(COMPLETIONS, orjson.dumps(body | {"model": "m"})).choices == choices
+
+
+@given(path=st.binary(max_size=40))
+def test_the_list_of_paths_is_exact(path):
+    method = policy.allowed_method(path)
+    known = path in policy.ENGINE_ROUTES or path in policy.LOCAL_PATHS
+    assert (method is not None) == (known or (path.startswith(b"/v1/models/") and len(path) > 11))
+
+
+@pytest.mark.parametrize("dialect", list(Dialect))
+def test_every_error_has_the_four_keys_of_the_openai_shape(dialect):
+    for code in Code:
+        status, extra, body = errors.render(errors.overloaded(code, "why"), dialect)
+        error = orjson.loads(body)["error"]
+        assert set(error) == {"message", "type", "param", "code"} and error["code"] == code
+        assert status in (503, 529) and extra.startswith(b"retry-after: ")
+        event = errors.event(errors.lost(code, "why"), dialect)
+        data = next(line for line in event.split(b"\n") if line.startswith(b"data: "))
+        assert orjson.loads(data[6:])["error"]["code"] == code and event.endswith(b"\n\n")
+
+
+def test_an_engines_own_status_is_used_only_if_it_is_one():
+    for code, status in ((400, 400), (503, 503), ("x", 500), (None, 500), (True, 500), (200, 500), (999, 500)):
+        assert errors.engine_status({"code": code}) == status
