@@ -11,8 +11,9 @@ wanting. The subset comparison catches a field that somebody else changed or rem
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, Final
 
 import orjson
@@ -41,6 +42,7 @@ MERGE_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 _QUANTITY_FIELDS: Final = frozenset({"sizeLimit", "divisor", "storage"})
 _QUANTITY_MAPS: Final = frozenset({"requests", "limits"})
+_QUANTITY: Final = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)([A-Za-z]*)")
 _SETS: Final = frozenset({"finalizers"})
 _SUFFIXES: Final[Mapping[str, Decimal]] = {
     "n": Decimal("1e-9"),
@@ -150,12 +152,5 @@ def _same_scalar(wanted: Any, actual: Any, field: str, parent: str) -> bool:
 
 def quantity(value: Any) -> Decimal | None:
     """A Kubernetes quantity as a number; None when it is none."""
-    text = str(value)
-    digits = text.rstrip("numkKMGTPEi")
-    suffix = text[len(digits) :]
-    if digits.endswith(("e", "E")) or suffix not in _SUFFIXES:
-        return None
-    try:
-        return Decimal(digits) * _SUFFIXES[suffix]
-    except InvalidOperation:
-        return None
+    found = _QUANTITY.fullmatch(str(value))
+    return Decimal(found[1]) * _SUFFIXES[found[2]] if found and found[2] in _SUFFIXES else None

@@ -39,7 +39,9 @@ class Permission:
 READ: Final = ("get", "list", "watch")
 
 OPERATOR: Final = (
-    Permission(group="serving.ai", resource="llmclusters", verbs=(*READ, "patch"), why="read specs; finalizer, annotations"),
+    Permission(
+        group="serving.ai", resource="llmclusters", verbs=(*READ, "patch"), why="read specs; finalizer, annotations"
+    ),
     Permission(group="serving.ai", resource="llmclusters/status", verbs=("patch",), why="status"),
     Permission(group="apps", resource="statefulsets", verbs=(*READ, "create", "patch"), why="the group"),
     Permission(

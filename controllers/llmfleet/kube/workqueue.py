@@ -74,16 +74,17 @@ class WorkQueue:
             self._pending.done(key, self._clock(), again_in.total_seconds() if again_in is not None else None)
             self._changed.notify()
 
-    def failed(self, key: Key, error: Exception) -> float:
-        """Bring the key back after its back-off; returns the seconds."""
+    def failed(self, key: Key, error: Exception) -> tuple[int, float]:
+        """Bring the key back after its back-off; returns how often it failed in a row, and the seconds."""
         with self._changed:
             policy = CONFLICT if isinstance(error, Conflict) else RECONCILE
-            delay = policy.delay(self._pending.count_failure(key), random.random())
+            failures = self._pending.count_failure(key)
+            delay = policy.delay(failures, random.random())
             if isinstance(error, KubeError):
                 delay = max(delay, error.retry_after)
             self._pending.failed(key, self._clock(), delay)
             self._changed.notify()
-            return delay
+            return failures, delay
 
     def close(self) -> None:
         with self._changed:
@@ -214,9 +215,15 @@ class Manager:
             self._metrics.passes.labels(controller.name).observe(time.monotonic() - began)
 
     def _failed(self, controller: Controller, key: Key, error: Exception) -> None:
-        delay = controller.queue.failed(key, error)
+        failures, delay = controller.queue.failed(key, error)
         self._metrics.failures.labels(controller.name, type(error).__name__).inc()
-        fields = {"controller": controller.name, "key": str(key), "error": str(error), "retry_seconds": round(delay, 2)}
+        fields = {
+            "controller": controller.name,
+            "key": str(key),
+            "error": str(error),
+            "failures": failures,
+            "retry_seconds": round(delay, 2),
+        }
         if isinstance(error, NotLeader):
             return
         if isinstance(error, Conflict):
@@ -224,7 +231,8 @@ class Manager:
         elif isinstance(error, Unavailable):
             log.warning("pass could not reach the apiserver or was refused", extra={"fields": fields})
         else:
-            log.error("pass failed", extra={"fields": fields}, exc_info=error)
+            # The traceback once; a key that keeps failing says so in one line each time.
+            log.error("pass failed", extra={"fields": fields}, exc_info=error if failures == 1 else None)
 
     def _resync_until(self, stop: threading.Event) -> None:
         """Bring every key back once per period, spread evenly: each second its share."""

@@ -3,7 +3,7 @@
 In: the instances that are still there, what was noted when each was deleted, `now` in seconds. Out: those whose
 finalizer must be taken off by us, each with the reason; and one line for people. Pure.
 
-An operator that lives writes to an instance soon after its deletion (its status says Draining, or the finalizer goes).
+An operator that lives writes to an instance soon after its deletion: its status says Draining, or the finalizer goes.
 When none of them shows such a sign within `SILENCE`, no operator is there. When there was a sign, each instance gets its
 own drain deadline and some time on top; the time limit of the whole command ends every wait.
 """
@@ -56,7 +56,9 @@ def shows_life(left: Sequence[Manifest], deleted: Mapping[str, Deleted]) -> bool
     )
 
 
-def overdue(left: Sequence[Manifest], deleted: Mapping[str, Deleted], wait: Wait, now: float) -> list[tuple[Manifest, str]]:
+def overdue(
+    left: Sequence[Manifest], deleted: Mapping[str, Deleted], wait: Wait, now: float
+) -> list[tuple[Manifest, str]]:
     """What to take the finalizer off, and why."""
     found = [(obj, reason_to_strip(obj, deleted.get(uid_of(obj)), wait, now)) for obj in left]
     return [(obj, reason) for obj, reason in found if reason]

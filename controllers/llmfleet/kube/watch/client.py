@@ -183,9 +183,11 @@ class Reflector:
         self._failures = 0
         self._reported_at = float("-inf")
         self._streams = Streams()
+        self._stop = threading.Event()
 
     def run(self, stop: threading.Event) -> None:
         """List, watch, and start again, until told to stop."""
+        self._stop = stop
         while not stop.is_set():
             pause = self._round()
             if pause > 0:
@@ -269,7 +271,7 @@ class Reflector:
 
     def _report(self, error: Exception) -> None:
         """Say it once a minute; a traceback only for what is no answer of an apiserver."""
-        if time.monotonic() - self._reported_at < REPORT_SECONDS:
+        if self._stop.is_set() or time.monotonic() - self._reported_at < REPORT_SECONDS:
             return
         self._reported_at = time.monotonic()
         fields = {"resource": str(self._cache.kind), "namespace": self._namespace or "*", "error": str(error)}
