@@ -103,6 +103,8 @@ def applied_hash(desired: Manifest) -> str:
 
 def is_subset(wanted: Any, actual: Any, field: str = "", parent: str = "") -> bool:
     """True when every wanted leaf is in `actual` with the same meaning."""
+    if wanted == actual and type(wanted) is type(actual):
+        return True  # Most of a resting object: one comparison in C instead of a walk.
     if _is_empty(wanted) and actual is None:
         return True
     if isinstance(wanted, Mapping):
