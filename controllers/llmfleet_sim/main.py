@@ -81,6 +81,7 @@ async def _start(config: EngineConfig, group: LeaderGroup | None) -> None:
     """Meet the other ranks and load the model."""
     if group is not None:
         await group.rendezvous(config.rendezvous_timeout)
+    log.info("loading the model takes %.1f s (simulated)", config.load_seconds)
     await asyncio.sleep(config.load_seconds)
 
 
@@ -93,8 +94,8 @@ async def serve(config: EngineConfig, group: LeaderGroup | None, bound: socket.s
     engine.on_death, engine.on_crash = died.set, kill_process
     worker = asyncio.create_task(engine.run())
     await engine.start()
-    await api.listen(bound)
     await _open_admin(config, faults, engine.die)
+    await api.listen(bound)
     log.info("Application startup complete, listening on port %d", config.port)
     await _first(stop, died)
     code = await (_leave_dead(config, api) if died.is_set() else _leave(config, api, died))

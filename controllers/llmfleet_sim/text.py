@@ -12,7 +12,7 @@ from llmfleet_sim.tokens import Tokens, encode
 
 _WORDS = (
     "the fox ran far and saw one red sun set low but not yet dim she met her old dog who had got two new "
-    "hay caps for any fog day our cat sat all his own way out was ice sea air sky oak elm bay cow hen pig "
+    "hay cap for any fog day our cat sat all his own way out was ice sea air sky oak elm bay cow hen pig "
     "bee ant owl bat rat ram ewe elk cod eel jay joy toy boy man men arm leg eye ear lip toe jaw rib hip "
     "map car bus van jet cab log cup jar pan pot lid box bag bed rug mat hat tie pin pen ink key toy bow "
     "ask say see let put run sit try use win may can now how why too off per via ago six ten big fit hot "

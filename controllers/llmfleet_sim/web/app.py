@@ -56,8 +56,7 @@ class Exchange:
             lines.append(("content-type", kind))
         lines += trailers
         self.sent_length = len(body)
-        self._head(status, lines)
-        self._connection.send(b"" if self.method == "HEAD" else body)
+        self._head(status, lines, b"" if self.method == "HEAD" else body)
         self._end()
 
     def stream(self, headers: Headers = ()) -> None:
@@ -80,14 +79,14 @@ class Exchange:
         """Reset the connection in the middle."""
         self._connection.abort()
 
-    def _head(self, status: int, lines: list[tuple[str, str]]) -> None:
+    def _head(self, status: int, lines: list[tuple[str, str]], body: bytes = b"") -> None:
         self.started, self.status = True, status
         vary = [("vary", "Origin")] if self.vary else []
         close = [] if self.keep_alive else [("connection", "close")]
         chunked = [("transfer-encoding", "chunked")] if self._chunked else []
         base = [("date", http_date()), ("server", "uvicorn")]
         text = "".join(f"{k}: {v}\r\n" for k, v in [*base, *lines, *vary, *close, *chunked])
-        self._connection.send(f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{text}\r\n".encode("latin-1"))
+        self._connection.send(f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{text}\r\n".encode("latin-1") + body)
 
     def _end(self) -> None:
         self.ended = True
