@@ -73,7 +73,7 @@ def parse_object(kind: Any, raw: object, path: str) -> Any:
     for declared, json_name, hint in schema_of(kind):
         if given.get(json_name) is not None:
             values[declared.name] = parse_value(hint, given[json_name], f"{path}.{json_name}")
-        elif declared.default is MISSING:
+        elif declared.default is MISSING and declared.default_factory is MISSING:
             raise SpecError(f"{path}.{json_name}", "is required")
     return kind(**values)
 

@@ -62,8 +62,8 @@ class Accelerator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    requests: Open = EMPTY
-    limits: Open = EMPTY
+    requests: Open = field(default_factory=lambda: EMPTY)
+    limits: Open = field(default_factory=lambda: EMPTY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +116,7 @@ class KvTransfer:
     connector: str = "NixlConnector"
     port: int | None = None
     load_failure_policy: LoadFailurePolicy | None = None
-    extra_config: Open = EMPTY
+    extra_config: Open = field(default_factory=lambda: EMPTY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,9 +148,9 @@ class Storage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheduling:
-    node_selector: Open = EMPTY
+    node_selector: Open = field(default_factory=lambda: EMPTY)
     tolerations: tuple[Open, ...] = ()
-    affinity: Open = EMPTY
+    affinity: Open = field(default_factory=lambda: EMPTY)
     topology_spread_constraints: tuple[Open, ...] = ()
     priority_class_name: str = ""
     scheduler_name: str = ""
@@ -165,8 +165,8 @@ class Network:
     host_network: bool = False
     base_port: int = 8000
     interface: str = ""
-    resources: Open = EMPTY
-    annotations: Open = EMPTY
+    resources: Open = field(default_factory=lambda: EMPTY)
+    annotations: Open = field(default_factory=lambda: EMPTY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,8 +210,8 @@ class SecretKeyRef:
 class Security:
     service_account_name: str = ""
     hugging_face_token_secret_ref: SecretKeyRef = SecretKeyRef()
-    pod_security_context: Open = EMPTY
-    container_security_context: Open = EMPTY
+    pod_security_context: Open = field(default_factory=lambda: EMPTY)
+    container_security_context: Open = field(default_factory=lambda: EMPTY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +256,7 @@ class Spec:
     pod_disruption_budget: DisruptionBudget = DisruptionBudget()
     security: Security = Security()
     update: Update = Update()
-    pod_template: Open = EMPTY
+    pod_template: Open = field(default_factory=lambda: EMPTY)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ touches the caches by name and by index only, so its cost does not grow with the
 from __future__ import annotations
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -59,6 +60,7 @@ Keys = Iterable[Key]
 BY_CLUSTER: Final = "cluster"
 BY_FLEET: Final = "fleet"
 UNSCHEDULABLE: Final = "unschedulable"
+FLEET_LOCKS: Final = 64
 KEPT_REVISIONS: Final = 128
 NAMESPACE_FRESH: Final = timedelta(seconds=5)
 
@@ -105,6 +107,8 @@ class ClusterController:
         self._revisions: OrderedDict[tuple[str, str, str], Manifest] = OrderedDict()
         self._namespaces: dict[str, tuple[datetime, bool]] = {}
         self._announced: dict[Key, str] = {}
+        # Passes over one fleet run one after another, so that two workers never see the same turn as free.
+        self._turns = [threading.Lock() for _ in range(FLEET_LOCKS)]
         caches.pods.add_index(BY_CLUSTER, lambda pod: [cluster_of(pod)])
         caches.pods.add_index(UNSCHEDULABLE, lambda pod: [UNSCHEDULABLE] if is_unschedulable(pod) else [])
         caches.clusters.add_index(BY_FLEET, lambda cluster: [fleet_key(cluster)])
@@ -150,12 +154,13 @@ class ClusterController:
         if cluster is None or not fleets.is_claimed(cluster, self._identity):
             self._announced.pop(key, None)
             return None
-        facts = self._gather(key, cluster)
-        outcome = decide(facts, self._clock())
-        try:
-            execute(outcome.plan, self._api)
-        except Rejected as error:
-            outcome = self._refuse(facts, error)
+        with self._turns[hash(fleet_key(cluster)) % len(self._turns)]:
+            facts = self._gather(key, cluster)
+            outcome = decide(facts, self._clock())
+            try:
+                execute(outcome.plan, self._api)
+            except Rejected as error:
+                outcome = self._refuse(facts, error)
         self._follow_up(key, facts, outcome)
         return outcome.again
 
@@ -180,7 +185,7 @@ class ClusterController:
         reason = str(outcome.state.reason)
         if self._announced.get(key) != reason:
             self._announced[key] = reason
-            fields = {"llmcluster": str(key), "reason": reason, "message": outcome.state.message}
+            fields = {"llmcluster": str(key), "reason": reason, "why": outcome.state.message}
             log.info("instance changed state", extra={"fields": fields})
             self._wake_waiting(facts.cluster)
 

@@ -47,4 +47,4 @@ def stop() -> list[str]:
 
 def asking(name: str) -> str:
     """A program that talks to the engine, with the helpers it needs in front."""
-    return f"{text('engine.py')}\n\n{text(name)}"
+    return f"{text('engine.py.txt')}\n\n{text(name)}"

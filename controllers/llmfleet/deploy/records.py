@@ -80,6 +80,9 @@ class Records:
     streak: int = 0
     """Restarts since the group was last Ready for ten minutes."""
     last_restart: datetime | None = None
+    last_reason: str = ""
+    last_message: str = ""
+    """Why the group was last restarted, until it is ready again."""
     loaded: str = ""
     """Container of rank 0 that became ready; another one there now is still loading."""
     load_seconds: float | None = None

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
+from llmfleet.api.reasons import Reason
 from llmfleet.api.types import EMPTY, Lifecycle
 from llmfleet.deploy.observe import Instance, Rank, members_of
 from llmfleet.deploy.records import Cause, Incident, Records
@@ -118,12 +119,12 @@ def how_ended(rank: Rank) -> str:
 
 
 def torn(instance: Instance, now: datetime) -> str | None:
-    """A follower is long past the gate and another rank is not: their leader, or their peer, is from another generation."""
+    """A follower is long past the gate and a living rank is not: they are of different generations."""
     ranks = [rank for rank in instance.ranks.values() if rank.deleting is None]
-    passed = [rank for rank in ranks if rank.started and rank.index > 0 and rank.ready_since]
-    if instance.size == 1 or (len(passed) == len(ranks) - 1 and all(rank.started for rank in ranks)):
+    if instance.size == 1 or all(rank.started for rank in ranks):
         return None
-    if any(rank.ready_since and now - rank.ready_since > TORN_AFTER for rank in passed) and not all_started(instance):
+    passed = (rank for rank in ranks if rank.started and rank.index > 0)
+    if any(rank.ready_since and now - rank.ready_since > TORN_AFTER for rank in passed):
         return "some ranks are past the start gate and others are not"
     return None
 
@@ -186,7 +187,15 @@ def close(instance: Instance, incident: Incident, now: datetime) -> Step:
     if incident.cause is Cause.UPDATE:
         return Step(records=fresh)
     count = recounted(instance)
+    fresh = replace(fresh, last_reason=str(reason_of(incident)), last_message=incident.message)
     return Step(records=replace(fresh, restarts=fresh.restarts + count, streak=fresh.streak + 1, last_restart=now))
+
+
+def reason_of(incident: Incident) -> Reason:
+    """What an incident is called: by what the group could not do."""
+    if incident.cause is Cause.STARTUP_TIMEOUT:
+        return Reason.STARTUP_TIMEOUT
+    return Reason.GROUP_RESTARTING if incident.served else Reason.MODEL_LOAD_FAILED
 
 
 def recounted(instance: Instance) -> int:
@@ -215,7 +224,8 @@ def remember(instance: Instance, now: datetime) -> Records:
         records = replace(records, members=members_of(instance.ranks.values()))
     leader = instance.leader
     if instance.all_ready and leader and leader.container and records.loaded != leader.container:
-        records = replace(records, loaded=leader.container, load_seconds=load_seconds(instance))
+        seconds = load_seconds(instance)
+        records = replace(records, loaded=leader.container, load_seconds=seconds, last_reason="", last_message="")
     calm = instance.serves and leader and leader.ready_since and now - leader.ready_since >= CALM
     return replace(records, streak=0) if records.streak and calm else records
 

@@ -18,7 +18,7 @@ from llmfleet.deploy.objects.identity import ENGINE_ANNOTATION
 from llmfleet.deploy.objects.services import url
 from llmfleet.deploy.observe import IDLE_WAITS, PULL_PROBLEMS, Instance, Rank
 from llmfleet.deploy.records import Cause
-from llmfleet.deploy.restart import CRASH_LOOP_STREAK, GIVEN_UP_STREAK, how_ended
+from llmfleet.deploy.restart import CRASH_LOOP_STREAK, GIVEN_UP_STREAK, how_ended, reason_of
 from llmfleet.deploy.update import Choice, Move
 
 TIMEOUTS_BEFORE_STALLED: Final = 2
@@ -138,23 +138,24 @@ def explain_pull(situation: Situation) -> tuple[Reason, str] | None:
 
 def explain_crash(situation: Situation) -> tuple[Reason, str] | None:
     """A group that keeps crashing, or that never came to serve."""
-    records = situation.instance.records
-    crashed = next((rank for rank in situation.instance.ranks.values() if rank.exited), None)
-    message = records.incident.message if records.incident else ""
-    if crashed is not None and not message:
-        message = f"rank {crashed.index} ended{how_ended(crashed)}"
-    if (records.incident is not None and records.incident.cause is not Cause.LOST_RANK) or not message:
+    incident, records = situation.instance.records.incident, situation.instance.records
+    if incident is not None and incident.cause is Cause.UPDATE:
         return None
-    if records.streak >= CRASH_LOOP_STREAK:
-        return Reason.CRASH_LOOP, message
-    loaded = records.incident.served if records.incident else bool(records.loaded)
-    return (Reason.GROUP_RESTARTING if loaded else Reason.MODEL_LOAD_FAILED), message
+    crashed = next((rank for rank in situation.instance.ranks.values() if rank.exited), None)
+    if incident is not None:
+        reason, message = reason_of(incident), incident.message
+    elif crashed is not None:
+        reason = Reason.GROUP_RESTARTING if records.loaded else Reason.MODEL_LOAD_FAILED
+        message = f"rank {crashed.index} ended{how_ended(crashed)}"
+    elif records.last_reason:
+        reason, message = Reason(records.last_reason), records.last_message
+    else:
+        return None
+    looping = records.streak >= CRASH_LOOP_STREAK and reason is not Reason.STARTUP_TIMEOUT
+    return (Reason.CRASH_LOOP if looping else reason), message
 
 
 def explain_time_out(situation: Situation) -> tuple[Reason, str] | None:
-    incident = situation.instance.records.incident
-    if incident is not None and incident.cause is Cause.STARTUP_TIMEOUT:
-        return Reason.STARTUP_TIMEOUT, incident.message
     return (Reason.STARTUP_TIMEOUT, situation.timed_out) if situation.timed_out else None
 
 
@@ -185,12 +186,6 @@ def explain_waiting(situation: Situation) -> tuple[Reason, str] | None:
     return first(situation, problem, Reason.STARTING)
 
 
-def explain_restart(situation: Situation) -> tuple[Reason, str] | None:
-    if not situation.instance.records.streak or situation.instance.records.loaded:
-        return None
-    return Reason.GROUP_RESTARTING, "the group is starting again after a restart"
-
-
 def explain_warm_up(situation: Situation) -> tuple[Reason, str] | None:
     if situation.instance.whole:
         return Reason.WARMING_UP, "the warm-up request has not been answered yet"
@@ -206,7 +201,6 @@ RULES: Final[tuple[Rule, ...]] = (
     explain_eviction,
     explain_waiting,
     explain_warm_up,
-    explain_restart,
 )
 
 

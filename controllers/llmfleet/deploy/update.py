@@ -163,7 +163,7 @@ def startup_failed(
     leader = instance.leader
     if instance.serves or (leader is not None and records.warmed and records.warmed == leader.container):
         return ""
-    if records.good != instance.current and records.streak >= crash_limit:
+    if records.good not in ("", instance.current) and records.streak >= crash_limit:
         return f"the group crashed {records.streak} times"
     if began is not None and now - began > limit:
         return f"the engine was not ready within {int(limit.total_seconds())} s"

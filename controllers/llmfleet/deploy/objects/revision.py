@@ -7,9 +7,10 @@ it), so the hash is part of its name.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any, Final
+
+import orjson
 
 from llmfleet import names
 from llmfleet.api.types import Spec
@@ -21,8 +22,7 @@ REVISION_COMPONENT: Final = "good-template"
 
 def digest(content: Any) -> str:
     """A short hash of JSON content, the same for the same meaning."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
 
 
 def engine_revision(spec: Spec, image: str) -> str:

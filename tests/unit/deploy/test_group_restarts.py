@@ -1,0 +1,211 @@
+"""A group that loses a rank is recreated once, rank 0 first, and never meets a rank of another generation."""
+
+from __future__ import annotations
+
+import pytest
+from world import World
+
+
+@pytest.fixture
+def world() -> World:
+    world = World()
+    world.create("a", fleet="f", replicas=3)
+    world.run(80, until=world.all_serving)
+    return world
+
+
+def uids(world: World) -> dict[str, str]:
+    return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in world.pods("a")}
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_killed_container_costs_the_whole_group_once(world: World, rank: int) -> None:
+    before = uids(world)
+    world.kill("a", rank)
+    world.run(90, until=lambda: world.restarts("a") == 1 and world.all_serving())
+    assert not set(before.values()) & set(uids(world).values())
+    world.run(60)
+    assert world.restarts("a") == 1
+    assert world.broken_rules == []
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_pod_that_is_gone_costs_the_whole_group_once(world: World, rank: int) -> None:
+    before = uids(world)
+    world.kill_pod("a", rank)
+    world.run(90, until=lambda: world.restarts("a") == 1 and world.all_serving())
+    assert not set(before.values()) & set(uids(world).values())
+    assert world.broken_rules == []
+
+
+def test_exit_code_zero_is_no_success(world: World) -> None:
+    world.kill("a", 0, code=0)
+    world.run(90, until=lambda: world.restarts("a") == 1 and world.all_serving())
+
+
+def test_rank_zero_goes_first_and_the_others_only_when_it_is_gone(world: World) -> None:
+    world.kill("a", 2)
+    start = len(world.writes)
+    world.run(90, until=lambda: world.restarts("a") == 1)
+    deletes = [write.split()[2] for write in world.writes[start:] if write.startswith("delete Pod")]
+    assert deletes == ["a-0", "a-1", "a-2"]
+
+
+def test_a_fresh_rank_at_the_gate_is_never_deleted(world: World) -> None:
+    world.kill_pod("a", 2)
+    world.tick()
+    fresh = uids(world)["a-2"]
+    world.run(90, until=lambda: world.restarts("a") == 1 and world.all_serving())
+    assert uids(world)["a-2"] == fresh
+
+
+def test_every_rank_lost_at_once_is_one_incident_without_a_delete(world: World) -> None:
+    for rank in range(3):
+        world.kill_pod("a", rank)
+    start = len(world.writes)
+    world.run(90, until=lambda: world.restarts("a") == 1 and world.all_serving())
+    assert not [write for write in world.writes[start:] if write.startswith("delete Pod")]
+
+
+def test_a_group_replaced_while_the_operator_slept_is_not_restarted_again(world: World) -> None:
+    for rank in range(3):
+        world.kill_pod("a", rank)
+    for _ in range(40):
+        world.tick()
+    before = uids(world)
+    world.run(90, until=lambda: world.restarts("a") == 1 and world.all_serving())
+    assert uids(world) == before
+
+
+def test_the_second_restart_waits_and_each_further_one_twice_as_long() -> None:
+    world = World()
+    world.broken_images.add("engine:1")
+    world.create("a", lifecycle={"restartBackoffSeconds": 10, "startupTimeoutSeconds": 6000})
+    times = []
+    for _ in range(400):
+        before = world.restarts("a") if world.condition("a") else 0
+        world.run(1)
+        if world.restarts("a") > before:
+            times.append(int(world.now.timestamp()))
+    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    assert gaps[0] < gaps[2] < gaps[3], gaps
+    assert gaps[3] >= 80, gaps
+
+
+def test_ten_calm_minutes_forget_the_backoff(world: World) -> None:
+    world.kill("a", 1)
+    world.run(90, until=lambda: world.restarts("a") == 1 and world.all_serving())
+    assert world.records("a").streak == 1
+    world.run(620)
+    assert world.records("a").streak == 0
+    assert world.restarts("a") == 1
+
+
+def test_a_group_that_cannot_load_says_so_with_the_last_words() -> None:
+    world = World()
+    world.broken_images.add("engine:1")
+    world.create("a")
+    world.run(60, until=lambda: world.reason("a") == "ModelLoadFailed")
+    assert "last words" in world.message("a")
+    assert "exit code 1" in world.message("a")
+
+
+def test_a_group_that_keeps_crashing_ends_in_crash_loop_and_then_stalled() -> None:
+    world = World()
+    world.broken_images.add("engine:1")
+    world.create("a", lifecycle={"restartBackoffSeconds": 1})
+    world.run(600, until=lambda: world.reason("a") == "CrashLoop")
+    assert world.condition("a", "Stalled")["status"] == "False"
+    world.run(600, until=lambda: world.condition("a", "Stalled").get("status") == "True")
+
+
+def test_a_single_pod_restarts_in_place_and_is_only_counted() -> None:
+    world = World()
+    world.create("a", replicas=1)
+    world.run(60, until=world.all_serving)
+    before = uids(world)
+    world.kill("a", 0)
+    world.run(60, until=lambda: world.restarts("a") == 1 and world.all_serving())
+    world.run(40)
+    assert uids(world) == before
+    assert world.restarts("a") == 1
+
+
+def test_a_single_pod_is_warmed_again_after_a_restart_in_place() -> None:
+    world = World()
+    world.create("a", replicas=1)
+    world.run(60, until=world.all_serving)
+    first = world.records("a").warmed
+    world.kill("a", 0)
+    world.run(60, until=lambda: world.restarts("a") == 1 and world.all_serving())
+    assert world.records("a").warmed not in ("", first)
+
+
+def test_a_start_that_takes_too_long_is_restarted_and_says_so() -> None:
+    world = World()
+    world.create("a", lifecycle={"startupTimeoutSeconds": 10, "restartBackoffSeconds": 30})
+    world.run(40, until=lambda: world.reason("a") == "StartupTimeout")
+    world.run(60, until=lambda: world.restarts("a") == 1)
+    world.run(300, until=lambda: world.condition("a", "Stalled").get("status") == "True")
+
+
+def test_ranks_at_the_gate_are_not_restarted_by_the_startup_timeout() -> None:
+    world = World()
+    world.missing_images.add("engine:1")
+    world.create("a", lifecycle={"startupTimeoutSeconds": 10})
+    world.run(60)
+    assert world.reason("a") == "ImagePullFailed"
+    assert not [write for write in world.writes if write.startswith("delete Pod")]
+    assert world.condition("a", "Stalled")["status"] == "True"
+
+
+def test_an_evicted_pod_drains_before_its_group_is_recreated(world: World) -> None:
+    world.traffic = True
+    world.run(30)
+    world.evict("a", 1)
+    world.run(120, until=lambda: world.restarts("a") == 1 and world.all_serving())
+    assert world.lost_requests == 0
+    assert world.served_requests > 0
+
+
+def test_a_pod_on_a_dead_node_is_forced_out_only_after_its_grace_and_a_minute() -> None:
+    world = World(nodes={"n1": 1, "n2": 2})
+    world.create("a", replicas=2)
+    world.run(60, until=world.all_serving)
+    world.nodes["n1"].alive = False
+    world.evict("a", 0)
+    world.run(340 + 55)
+    assert not [write for write in world.writes if write.startswith("delete Pod a-0 0")]
+    world.run(60, until=lambda: any(write.startswith("delete Pod a-0 0") for write in world.writes))
+    world.run(90, until=lambda: world.restarts("a") == 1)
+
+
+def test_an_overdue_pod_on_a_living_node_is_not_forced_out() -> None:
+    world = World()
+    world.create("a", replicas=2)
+    world.run(60, until=world.all_serving)
+    pod = world.pod("a", 1)
+    world.evict("a", 1)
+    world.processes[pod["metadata"]["uid"]].stopping = None
+    world.run(500)
+    assert not [write for write in world.writes if write.startswith("delete Pod a-1 0")]
+
+
+def test_half_placed_groups_do_not_block_each_other_for_ever() -> None:
+    world = World(nodes={"n1": 2})
+    world.create("old", replicas=2)
+    world.create("young", replicas=2, created=1)
+    world.reconcile_all()
+    for name in ("old", "young"):
+        world.run_statefulsets()
+        del world.objects[("pods", "d", f"{name}-1")]
+    world.run_scheduler()
+    world.run(120, until=lambda: world.ready("old"))
+    assert world.reason("young") == "Unschedulable"
+
+
+def test_an_unschedulable_group_says_what_the_scheduler_says() -> None:
+    world = World(nodes={"n1": 1})
+    world.create("a")
+    world.run(10)
+    assert (world.reason("a"), world.message("a")) == ("Unschedulable", "no node has a free device")
