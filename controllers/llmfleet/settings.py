@@ -12,27 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from llmfleet.router.limits import Settings as RouterSettings
-from llmfleet.router.limits import SettingsError, parse_settings
-
 # ======================================================================================================================
 # Router
 # ======================================================================================================================
 
 
-def read_router_settings(path: str | None) -> RouterSettings:
-    """Read the router's YAML file; no file means every default."""
+class UnreadableSettings(ValueError):
+    """A settings file that cannot be read at all; what is wrong inside one is for its section's parser to say."""
+
+
+def read_settings_file(path: str | None) -> object:
+    """Return what a YAML settings file holds; no file reads as an empty one."""
     import yaml
 
     if path is None:
-        return parse_settings(None)
+        return None
     try:
-        raw = yaml.safe_load(Path(path).read_bytes())
+        return yaml.safe_load(Path(path).read_bytes())
     except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}") from None
+        raise UnreadableSettings(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    return parse_settings(raw)
+        raise UnreadableSettings(f"{path}: not YAML: {' '.join(str(error).split())}") from None
 
 
 def pod_name() -> str:

@@ -14,6 +14,7 @@ import asyncio
 import glob
 import json
 import os
+import pathlib
 import shutil
 import socket
 import statistics
@@ -95,8 +96,9 @@ class Load(asyncio.Protocol):
 
 def request(kind: str) -> bytes:
     body = json.dumps({"kind": kind, "model": "m", "stream": kind != "unary", "messages": [{"content": "y" * 900}]})
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    return f"{head}\r\nUser-Agent: bench\r\nAuthorization: Bearer k\r\nAccept: */*\r\n\r\n{body}".encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+    fields = f"Content-Length: {len(body)}\r\nUser-Agent: bench\r\nAuthorization: Bearer k\r\nAccept: */*\r\n\r\n"
+    return (head + fields + body).encode()
 
 
 async def engine_main(port: int) -> None:
@@ -111,7 +113,9 @@ async def load_main(port: int, kind: str, seconds: float) -> None:
     end = JSON_BODY[-20:] if kind == "unary" else b"0\r\n\r\n"
     counts = [0, 0, 0]
     width = 100 if kind == "paced" else 32
-    made = [await loop.create_connection(lambda: Load(request(kind), end, counts), "127.0.0.1", port) for _ in range(width)]
+    made = [
+        await loop.create_connection(lambda: Load(request(kind), end, counts), "127.0.0.1", port) for _ in range(width)
+    ]
     await asyncio.sleep(seconds)
     answered, broken, chunks = counts
     for transport, _ in made:
@@ -120,11 +124,13 @@ async def load_main(port: int, kind: str, seconds: float) -> None:
 
 
 def cpu_seconds(pid: int) -> float:
-    return sum(int(open(path).read().split()[0]) for path in glob.glob(f"/proc/{pid}/task/*/schedstat")) / 1e9
+    return (
+        sum(int(pathlib.Path(path).read_text().split()[0]) for path in glob.glob(f"/proc/{pid}/task/*/schedstat")) / 1e9
+    )
 
 
 def children(pid: int) -> list[int]:
-    text = open(f"/proc/{pid}/task/{pid}/children").read()
+    text = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(child) for child in text.split()]
 
 
@@ -152,7 +158,9 @@ http {{
   keepalive_requests 1000000;
   upstream engines {{ least_conn; {servers} keepalive 512; keepalive_requests 1000000; }}
   server {{ listen 127.0.0.1:{port} backlog=4096;
-    location / {{ proxy_pass http://engines; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }} }}
+    location / {{
+      proxy_pass http://engines; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off;
+    }} }}
 }}
 """
 
@@ -178,7 +186,9 @@ class Bench:
     def router(self) -> tuple[int, int]:
         path = os.path.join(self.directory, "backends.json")
         urls = ",".join(f"http://127.0.0.1:{port}" for port in self.engines)
-        made = subprocess.run([sys.executable, "-m", "llmfleet", "backends", "--model", f"m={urls}"], capture_output=True)
+        made = subprocess.run(
+            [sys.executable, "-m", "llmfleet", "backends", "--model", f"m={urls}"], capture_output=True
+        )
         with open(path, "wb") as file:
             file.write(made.stdout)
         port, admin = free_port(), free_port()
@@ -218,7 +228,11 @@ class Bench:
 
 
 def report(figures: dict[tuple[str, str], list[float]], names: list[str]) -> None:
-    print(f"{'CPU us':24}" + "".join(f"{name:>12}" for name in names) + ("   ratio (median of rounds)" if len(names) > 1 else ""))
+    print(
+        f"{'CPU us':24}"
+        + "".join(f"{name:>12}" for name in names)
+        + ("   ratio (median of rounds)" if len(names) > 1 else "")
+    )
     for kind, unit in (("unary", "per request"), ("fast", "per coalesced chunk"), ("paced", "per paced chunk")):
         medians = [statistics.median(figures[name, kind]) for name in names]
         line = f"{kind + ' ' + unit:24}" + "".join(f"{value:12.2f}" for value in medians)

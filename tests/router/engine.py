@@ -1,7 +1,7 @@
 """An engine that misbehaves on command: a loopback HTTP server whose answers are small async functions.
 
-In: `engine.behave`, one behaviour for every request, or `engine.script`, one per request in order. Out: raw bytes, cuts,
-resets and silences, and a record of what arrived. It frames everything itself, so that it can be wrong.
+In: `engine.behave`, one behaviour for every request, or `engine.script`, one per request in order. Out: raw bytes,
+cuts, resets and silences, and a record of what arrived. It frames everything itself, so that it can be wrong.
 """
 
 from __future__ import annotations

@@ -10,9 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 async def families(bed: Bed) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
     text = (await bed.admin("/metrics")).decode()
     return {
-        sample.name: {
-            tuple(sorted(s.labels.items())): s.value for s in family.samples if s.name == sample.name
-        }
+        sample.name: {tuple(sorted(s.labels.items())): s.value for s in family.samples if s.name == sample.name}
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from pathlib import Path
 
 import pytest
 from bed import STREAM, Bed, State, scenario
@@ -24,7 +25,13 @@ async def test_twenty_replacements_under_load_lose_nothing():
                 answers.append(await client.answer())
 
         work = [asyncio.create_task(load()) for _ in range(16)]
-        variants = [{"e0": None}, {"e1": {"state": State.DRAINING}}, {}, {"e2": None, "e0": {"weight": 1}}, {"e1": None}]
+        variants = [
+            {"e0": None},
+            {"e1": {"state": State.DRAINING}},
+            {},
+            {"e2": None, "e0": {"weight": 1}},
+            {"e1": None},
+        ]
         for i in range(20):
             await bed.adopted(bed.publish(**variants[i % 5]))
         stop.set()
@@ -47,7 +54,10 @@ async def test_a_draining_engine_finishes_its_streams_and_gets_nothing_new():
             assert (await bed.ask()).status == 200
         assert [len(e.requests) for e in bed.engines] == [1, 6]
         shown = json.loads(await bed.admin("/fleet"))["models"]["m"]["endpoints"]
-        assert [(e["instance"], e["state"], e["inFlight"]) for e in shown] == [("e0", "draining", 1), ("e1", "ready", 0)]
+        assert [(e["instance"], e["state"], e["inFlight"]) for e in shown] == [
+            ("e0", "draining", 1),
+            ("e1", "ready", 0),
+        ]
         body = b"".join(await drain_chunks(client))
         assert body.endswith(DONE)
 
@@ -72,7 +82,9 @@ async def test_an_engine_that_left_the_file_stays_counted_until_its_last_stream_
         metrics = (await bed.admin("/metrics")).decode()
         assert 'llmfleet_router_endpoint_in_flight_requests{llmcluster="e0",role="both"} 1.0' in metrics
         assert b"".join(await drain_chunks(client)) == b"".join([*chat_events(3), DONE])
-        await bed.until(lambda: [b.instance for b in bed.router.fleet.backends.values()] == ["e1"], "e0 being forgotten")
+        await bed.until(
+            lambda: [b.instance for b in bed.router.fleet.backends.values()] == ["e1"], "e0 being forgotten"
+        )
 
 
 @scenario
@@ -94,7 +106,7 @@ BROKEN = {
     "another version": b'{"version":2,"generation":5,"models":{}}',
     "no models": b'{"version":1,"generation":5}',
     "a list": b"[]",
-    "no slots": b'{"version":1,"generation":5,"models":{"m":{"endpoints":[{"instance":"a","address":"a:1","podUID":"u"}]}}}',
+    "no slots": b'{"version":1,"generation":5,"models":{"m":{"endpoints":[{"instance":"a","address":"a:1"}]}}}',
     "not utf-8": b"\xff\xfe",
 }
 
@@ -151,7 +163,7 @@ async def test_a_router_is_ready_only_once_it_has_read_a_document():
 @scenario
 async def test_the_same_bytes_in_a_new_file_are_read_again_without_effect():
     async with Bed() as bed:
-        data = open(bed.path, "rb").read()
+        data = Path(bed.path).read_bytes()
         loads = bed.router.metrics.document_loads
         bed.replace(data)
         await bed.until(lambda: bed.router.metrics.document_loads == loads + 1)

@@ -1,6 +1,7 @@
 """Framing: any chunking of the bytes gives the same message, and doubt is refused."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from bed import CHAT, request_bytes
@@ -28,7 +29,7 @@ def reader() -> RequestReader:
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     edges = [0, *sorted(min(c, len(data)) for c in cuts), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False) if a != b]
+    return [data[a:b] for a, b in pairwise(edges) if a != b]
 
 
 def outcome(data: bytes, cuts: list[int]) -> tuple:
@@ -157,7 +158,8 @@ def test_malformed_answers_are_refused(raw):
 
 
 def test_an_answers_head_is_passed_on_without_what_is_ours():
-    head = b"HTTP/1.1 200 OK\r\nConnection: close, X-Inner\r\nX-Inner: 1\r\nContent-Length: 4\r\nVary: Origin\r\nX-Request-ID: a\r\n"
+    head = b"HTTP/1.1 200 OK\r\nConnection: close, X-Inner\r\nX-Inner: 1\r\nContent-Length: 4\r\n"
+    head += b"Vary: Origin\r\nX-Request-ID: a\r\n"
     traits = http1.traits_of(head)
     assert traits == (True, False, True)
     got = http1.answer_head(head, traits, request_id=b"r", framing=None, keep_alive=True)

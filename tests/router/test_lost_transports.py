@@ -6,7 +6,7 @@ from engine import ok, silent
 
 @scenario
 async def test_an_answer_for_a_connection_that_was_just_aborted_frees_the_slot():
-    async with Bed(silent()) as bed:
+    async with Bed(silent(), settings={"timeouts": {"upstreamIdleSeconds": 0.1}}) as bed:
         for body in (CHAT, STREAM):
             client = await bed.client()
             await client.send(body)

@@ -27,16 +27,16 @@ async def test_chat_stream_completion_embedding_and_models_work():
 @scenario
 async def test_a_broken_stream_raises_instead_of_ending(code):
     tail = [error_event(), DONE] if code == "error" else []
-    async with Bed(events(chat_event("a"), *tail, end=bool(tail), then="keep" if tail else "cut")) as bed:
-        async with client_of(bed) as client:
-            stream = await client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
-            seen = []
-            with pytest.raises(openai.APIError) as raised:
-                async for item in stream:
-                    seen.append(item.choices[0].delta.content)
-            assert seen == ["a"]
-            if code == "cut":
-                assert raised.value.code == "upstream_lost"
+    behave = events(chat_event("a"), *tail, end=bool(tail), then="keep" if tail else "cut")
+    async with Bed(behave) as bed, client_of(bed) as client:
+        stream = await client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
+        seen = []
+        with pytest.raises(openai.APIError) as raised:
+            async for item in stream:
+                seen.append(item.choices[0].delta.content)
+        assert seen == ["a"]
+        if code == "cut":
+            assert raised.value.code == "upstream_lost"
 
 
 @scenario

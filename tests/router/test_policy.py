@@ -2,7 +2,7 @@
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmfleet.router import errors, policy
@@ -20,6 +20,7 @@ json_values = st.recursive(
 names = st.sampled_from([*policy.OWNED_FIELDS, "messages", "n", "prompt", "x"])
 
 
+@settings(max_examples=50, deadline=None)
 @given(fields=st.dictionaries(names, json_values))
 def test_no_field_of_ours_survives_and_every_other_does(fields):
     admitted = policy.admit(CHAT, orjson.dumps(fields | {"model": "m"}))

@@ -34,7 +34,7 @@ class Process:
         await self.engine.start()
         self._directory = tempfile.TemporaryDirectory()
         backends = os.path.join(self._directory.name, "with space.json")
-        made = run("backends", "--model", f"m=http://{self.engine.address}", "--slots", "8")
+        made = CliRunner().invoke(main, ["backends", "--model", f"m=http://{self.engine.address}", "--slots", "8"])
         with open(backends, "w") as file:
             file.write(made.stdout)
         settings = os.path.join(self._directory.name, "settings.yaml")

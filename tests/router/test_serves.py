@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 from bed import CHAT, STREAM, Bed, request_bytes, scenario
 from engine import DONE, chat_events, events, ok
@@ -53,7 +54,7 @@ async def test_a_burst_on_an_empty_pool_is_spread_evenly_within_the_slots():
 @scenario
 async def test_a_request_goes_to_an_engine_of_its_model_only():
     async with Bed(ok(), ok()) as bed:
-        document = json.loads(open(bed.path, "rb").read())
+        document = json.loads(Path(bed.path).read_bytes())
         engines = document["models"]["m"]["endpoints"]
         document["models"] = {"a/b": {"endpoints": engines[:1]}, "c": {"endpoints": engines[1:]}}
         document["generation"] += 1

@@ -18,8 +18,13 @@ from llmfleet.router.limits import (
     parse_settings,
     setting_names,
 )
-from llmfleet.settings import read_router_settings
+from llmfleet.settings import UnreadableSettings, read_settings_file
 from llmfleet.telemetry import RouterGauges, RouterMetrics
+
+
+def read_router_settings(path: str | None) -> Settings:
+    return parse_settings(read_settings_file(path))
+
 
 PAGE = (Path(__file__).parents[2] / "docs" / "router.md").read_text()
 
@@ -77,7 +82,7 @@ def test_wrong_settings_are_refused_by_their_path(raw, message):
 def test_files_that_are_no_yaml_are_refused(tmp_path):
     for name, data in (("a", b"limits: [\n"), ("b", b"\xff\xfe\x00"), ("c", b"a: !!python/object:os.system {}")):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(SettingsError):
+        with pytest.raises(UnreadableSettings):
             read_router_settings(str(tmp_path / name))
 
 

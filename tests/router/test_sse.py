@@ -1,6 +1,7 @@
 """The scanner: any chunking of a stream says the same, and no end is taken for another."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ RECORDED = Path(__file__).parent / "recorded"
 def run(stream: bytes, cuts: list[int], dialect: Dialect = Dialect.CHAT, expected: int = 1) -> tuple[bytes, tuple]:
     scanner = Scanner(dialect, expected=expected)
     edges = [0, *sorted(min(c, len(stream)) for c in cuts), len(stream)]
-    out = b"".join(scanner.feed(stream[a:b]) for a, b in zip(edges, edges[1:], strict=False) if a != b)
+    out = b"".join(scanner.feed(stream[a:b]) for a, b in pairwise(edges) if a != b)
     out += scanner.flush()
     return out, (scanner.started, scanner.token_seen, scanner.terminal, scanner.failed, scanner.broken, scanner.error)
 

@@ -126,7 +126,9 @@ async def test_a_silent_engine_ends_in_an_error_event_and_its_work_is_aborted():
 @scenario
 async def test_an_event_longer_than_the_limit_is_given_up():
     settings = {"limits": {"maxEventBytes": 4096}}
-    async with Bed(events(chat_event(), chat_event("x" * 10000)[:-2], end=False, then="hang"), settings=settings) as bed:
+    async with Bed(
+        events(chat_event(), chat_event("x" * 10000)[:-2], end=False, then="hang"), settings=settings
+    ) as bed:
         answer = await bed.ask(STREAM)
         assert the_error_event(answer)["code"] == "upstream_failed"
         assert bed.in_flight() == 0
@@ -156,7 +158,12 @@ async def test_unary_answers_of_every_framing_arrive_whole():
     head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
     framings = [
         head + b"content-length: 12\r\n\r\n" + body,
-        head + b"transfer-encoding: chunked\r\n\r\n5\r\n" + body[:5] + b"\r\n7\r\n" + body[5:] + b"\r\n0\r\nx: y\r\n\r\n",
+        head
+        + b"transfer-encoding: chunked\r\n\r\n5\r\n"
+        + body[:5]
+        + b"\r\n7\r\n"
+        + body[5:]
+        + b"\r\n0\r\nx: y\r\n\r\n",
         b"HTTP/1.1 100 Continue\r\n\r\n" + head + b"content-length: 12\r\n\r\n" + body,
         b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" + head + b"content-length: 12\r\n\r\n" + body,
         b"HTTP/1.0 200 OK\r\ncontent-length: 12\r\n\r\n" + body,
@@ -176,8 +183,8 @@ async def test_a_unary_answer_without_any_length_cannot_be_trusted():
 @scenario
 async def test_hop_by_hop_fields_of_an_engine_stay_on_its_side():
     raw = (
-        b"HTTP/1.1 200 OK\r\nconnection: close, x-inner\r\nkeep-alive: timeout=5\r\nx-inner: 1\r\nX-Request-Id: theirs\r\n"
-        b"proxy-authenticate: no\r\nx-outer: 2\r\ncontent-length: 2\r\n\r\n{}"
+        b"HTTP/1.1 200 OK\r\nconnection: close, x-inner\r\nkeep-alive: timeout=5\r\nx-inner: 1\r\n"
+        b"X-Request-Id: theirs\r\nproxy-authenticate: no\r\nx-outer: 2\r\ncontent-length: 2\r\n\r\n{}"
     )
     async with Bed(play(raw, then="cut")) as bed:
         client = await bed.client()

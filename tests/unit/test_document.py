@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmfleet.api.document import (
@@ -50,7 +50,9 @@ endpoints = st.builds(
 documents = st.builds(
     Document,
     generation=st.integers(0, 2**53),
-    peers=st.lists(st.builds(Peer, name=words, address=st.just("a:1")), unique_by=lambda p: p.name, max_size=3).map(tuple),
+    peers=st.lists(st.builds(Peer, name=words, address=st.just("a:1")), unique_by=lambda p: p.name, max_size=3).map(
+        tuple
+    ),
     models=st.dictionaries(
         words,
         st.builds(
@@ -70,6 +72,7 @@ def consistent(document: Document) -> bool:
     )
 
 
+@settings(max_examples=40, deadline=None)
 @given(document=documents.filter(consistent))
 def test_what_is_rendered_reads_back_equal_and_canonical(document):
     data = render(document)
@@ -77,6 +80,7 @@ def test_what_is_rendered_reads_back_equal_and_canonical(document):
     assert render(parse_document(data)) == data
 
 
+@settings(max_examples=40, deadline=None)
 @given(document=documents.filter(consistent), generation=st.integers(0, 2**53))
 def test_the_hash_covers_everything_but_the_generation(document, generation):
     again = with_generation(document, previous=generation, now_ms=0)
@@ -149,7 +153,10 @@ REFUSED = [
     (changed(slots=None), "slots: null is not a whole number"),
     (changed(state="gone"), 'state: "gone" is not one of ready, draining'),
     (changed(state=[]), "state: [] is not one of"),
-    (MINIMAL | {"models": {"m": {"endpoints": [ENDPOINT, ENDPOINT]}}}, "endpoints[1].address: 10.0.0.9:8000 appears twice"),
+    (
+        MINIMAL | {"models": {"m": {"endpoints": [ENDPOINT, ENDPOINT]}}},
+        "endpoints[1].address: 10.0.0.9:8000 appears twice",
+    ),
     (
         MINIMAL | {"models": {"a": {"endpoints": [ENDPOINT]}, "b": {"endpoints": [ENDPOINT | {"podUID": "v"}]}}},
         "models.b.endpoints[0].podUID: 10.0.0.9:8000 already belongs to pod u",

@@ -103,9 +103,7 @@ def gauges(router: Router, watch: Watch) -> RouterGauges:
         generation=router.fleet.generation,
         document_age_seconds=-1.0 if watch.adopted_at is None else router.loop.time() - watch.adopted_at,
         endpoints=tuple(
-            EndpointGauges(
-                llmcluster=b.instance, role=str(b.role), in_flight=b.in_flight, slots=b.slots, picks=b.picks
-            )
+            EndpointGauges(llmcluster=b.instance, role=str(b.role), in_flight=b.in_flight, slots=b.slots, picks=b.picks)
             for b in router.fleet.backends.values()
         ),
     )
@@ -190,9 +188,7 @@ class App:
         """Read the backends once, then listen."""
         self.watch.look()
         loop, listen = self._loop, self._listen
-        self._server = await loop.create_server(
-            lambda: Client(self.router), listen.host, listen.port, backlog=BACKLOG
-        )
+        self._server = await loop.create_server(lambda: Client(self.router), listen.host, listen.port, backlog=BACKLOG)
         await self._runner.setup()
         await web.TCPSite(self._runner, listen.host, listen.admin_port).start()
         self.port = self._server.sockets[0].getsockname()[1]

@@ -36,7 +36,7 @@ class Code(StrEnum):
 RETRY_AFTER: Final = b"retry-after: 1\r\n"
 
 
-class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not an accident
+class Refusal(Exception):
     """A request that gets an error instead of an engine."""
 
     def __init__(

@@ -209,9 +209,10 @@ class RequestReader:
             self.length = int(found[1])
             if self.length > self._max_body:
                 raise self._too_large()
-        elif (coding := _CODING.search(head)) is not None:
-            if coding[1].strip().lower() != b"chunked" or self.version == b"HTTP/1.0":
-                raise BadMessage("the only transfer coding taken is chunked, in HTTP/1.1")
+        elif (coding := _CODING.search(head)) is not None and (
+            coding[1].strip().lower() != b"chunked" or self.version == b"HTTP/1.0"
+        ):
+            raise BadMessage("the only transfer coding taken is chunked, in HTTP/1.1")
         if (expect := _EXPECT.search(head)) is not None and self.version != b"HTTP/1.0":
             if expect[1].strip().lower() != b"100-continue":
                 raise BadMessage("the only expectation met is 100-continue", 417)
@@ -413,14 +414,17 @@ def reply(
     status: int, body: bytes, *, request_id: bytes, keep_alive: bool, extra: bytes = b"", with_body: bool = True
 ) -> bytes:
     """Write a whole answer of the router's own; `extra` is further header lines, each ended by CR LF."""
-    return b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\nx-request-id: %b\r\n%b%bcontent-length: %d\r\n\r\n%b" % (
-        status,
-        PHRASES[status],
-        request_id,
-        b"" if keep_alive else b"connection: close\r\n",
-        extra,
-        len(body),
-        body if with_body else b"",
+    return (
+        b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\nx-request-id: %b\r\n%b%bcontent-length: %d\r\n\r\n%b"
+        % (
+            status,
+            PHRASES[status],
+            request_id,
+            b"" if keep_alive else b"connection: close\r\n",
+            extra,
+            len(body),
+            body if with_body else b"",
+        )
     )
 
 

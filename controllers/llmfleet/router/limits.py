@@ -78,8 +78,19 @@ class Settings:
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 # Fields that frame a message or that are the router's to set towards an engine.
 _NEVER_FORWARDED: Final = frozenset(
-    "connection content-length expect host keep-alive te trailer transfer-encoding upgrade "
-    "x-request-id x-data-parallel-rank".split()
+    {
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "x-data-parallel-rank",
+        "x-request-id",
+    }
 )
 
 

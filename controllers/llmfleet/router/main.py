@@ -19,10 +19,16 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 @click.command(name="router", context_settings=CONTEXT)
 @click.option("--settings", "settings_file", type=click.Path(), help="Settings, YAML; without it every default holds.")
-@click.option("--backends", required=True, type=click.Path(), help="Backends document, JSON; looked at 10 times a second.")
+@click.option(
+    "--backends", required=True, type=click.Path(), help="Backends document, JSON; looked at 10 times a second."
+)
 @click.option("--host", default="", help="Address to listen on; empty means all.")
-@click.option("--port", default=ROUTER_PORT, type=click.IntRange(0, 65535), help="Port for clients; 0 picks a free one.")
-@click.option("--admin-port", default=ADMIN_PORT, type=click.IntRange(0, 65535), help="Port for /metrics, /fleet, /drain.")
+@click.option(
+    "--port", default=ROUTER_PORT, type=click.IntRange(0, 65535), help="Port for clients; 0 picks a free one."
+)
+@click.option(
+    "--admin-port", default=ADMIN_PORT, type=click.IntRange(0, 65535), help="Port for /metrics, /fleet, /drain."
+)
 def command(settings_file: str | None, backends: str, host: str, port: int, admin_port: int) -> None:
     """Serve the OpenAI API and relay each request to an engine.
 
@@ -32,13 +38,13 @@ def command(settings_file: str | None, backends: str, host: str, port: int, admi
     import uvloop
 
     from llmfleet.router.app import Listen, serve
-    from llmfleet.router.limits import SettingsError
-    from llmfleet.settings import pod_name, read_router_settings
+    from llmfleet.router.limits import SettingsError, parse_settings
+    from llmfleet.settings import UnreadableSettings, pod_name, read_settings_file
     from llmfleet.telemetry import set_up_logs
 
     try:
-        settings = read_router_settings(settings_file)
-    except SettingsError as error:
+        settings = parse_settings(read_settings_file(settings_file))
+    except (SettingsError, UnreadableSettings) as error:
         raise click.UsageError(str(error)) from None
     set_up_logs(settings.log_level)
     listen = Listen(host=host or None, port=port, admin_port=admin_port)
@@ -86,4 +92,6 @@ def _endpoint(url: str, slots: int) -> Endpoint:
     if not host or parts.scheme != "http" or parts.path not in ("", "/"):
         raise click.UsageError(f"--model: {url} is not an engine's URL, write http://HOST:PORT")
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return Endpoint(instance=address.replace(":", "-").strip("[]"), address=address, pod_uid=f"static-{address}", slots=slots)
+    return Endpoint(
+        instance=address.replace(":", "-").strip("[]"), address=address, pod_uid=f"static-{address}", slots=slots
+    )

@@ -279,9 +279,7 @@ class Client(asyncio.Protocol):
 
     def _answer(self, status: int, body: bytes, extra: bytes = b"") -> None:
         keep_alive = self._may_stay()
-        self.write(
-            http1.reply(status, body, request_id=self._router.next_id(), keep_alive=keep_alive, extra=extra)
-        )
+        self.write(http1.reply(status, body, request_id=self._router.next_id(), keep_alive=keep_alive, extra=extra))
         self.answered(keep_alive)
 
     def _refuse(self, refusal: Refusal, *, keep_alive: bool, dialect: Dialect = Dialect.PLAIN) -> None:

@@ -167,7 +167,9 @@ class Exchange:
         "_attempts",
         "_backend",
         "_body",
+        "_choices",
         "_chunked",
+        "_client",
         "_connecting",
         "_fields",
         "_head",
@@ -190,8 +192,6 @@ class Exchange:
         "_ttft_seen",
         "_upstream",
         "_version_10",
-        "_client",
-        "_choices",
     )
 
     def __init__(
@@ -273,7 +273,9 @@ class Exchange:
     def _attach(self, upstream: Upstream) -> None:
         self._upstream = upstream
         request_id = self._request_id if self._attempts == 1 else self._request_id + b"-r"
-        head = http1.request_head(self._route.path, upstream.backend.host_field, self._fields, request_id, len(self._body))
+        head = http1.request_head(
+            self._route.path, upstream.backend.host_field, self._fields, request_id, len(self._body)
+        )
         upstream.begin(self, head, self._body)
         if self._client.blocked:
             upstream.flow(False)
@@ -555,9 +557,7 @@ class Exchange:
     def _answer_whole(self, status: int, body: bytes, *, outcome: str, extra: bytes = b"") -> None:
         self._status = status
         self._keep_alive = self._keep_alive and not self._router.draining
-        answer = http1.reply(
-            status, body, request_id=self._request_id, keep_alive=self._keep_alive, extra=extra
-        )
+        answer = http1.reply(status, body, request_id=self._request_id, keep_alive=self._keep_alive, extra=extra)
         self._client.write(answer)
         self._over(outcome, keep_alive=self._keep_alive)
 
