@@ -7,7 +7,7 @@ Pure: it never reads or writes a file and never changes its arguments.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,15 +147,21 @@ def fill(value: Any, words: Mapping[str, str]) -> Any:
 
 
 def owned_words(owned: Node) -> dict[str, str]:
-    """The flags and variables of owned.yaml in the form the rules look them up in."""
+    """The flags and variables of owned.yaml as CEL lists."""
     flags = owned["flags"]
     letters = [f["short"] for f in flags if len(f.get("short", "")) == 1]
     return {
-        "owned_flags": "|" + "|".join(long_spellings(flags)) + "|",
-        "owned_short": "|" + "|".join(f"-{f['short']}" for f in flags if "short" in f) + "|",
+        "owned_flags": quoted(long_spellings(flags)),
+        "owned_short": quoted(f"-{f['short']}" for f in flags if "short" in f),
         "owned_letters": "".join(sorted(letters)),
-        "owned_env": ", ".join(f"'{name}'" for name in owned["env"]),
+        "owned_env_prefix": owned["envPrefix"],
+        "owned_env": quoted(owned["env"]),
     }
+
+
+def quoted(names: Iterable[str]) -> str:
+    """The items of a list in CEL."""
+    return ", ".join(f"'{name}'" for name in names)
 
 
 def long_spellings(flags: list[Node]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from crd_schema import Node, Source, expand, owned_words
 
-LINE = 800
+LINE = 1600
 GROUP = "serving.ai"
 VERSION = "v1alpha1"
 CHART = Path("charts/llmfleet-crds")
@@ -28,7 +28,7 @@ class Dumper(yaml.SafeDumper):
         return True
 
     def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> Any:
-        """Put what is short on one line: indentation would double the size of the file."""
+        """Put what fits on a line there: indentation would double the size of the file."""
         return super().represent_mapping(tag, mapping, len(json.dumps(mapping)) <= LINE)
 
     def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> Any:

@@ -79,7 +79,8 @@ def owned_flag_table(owned: Node) -> list[str]:
 
 def owned_variable_list(owned: Node) -> list[str]:
     """The variables in one line."""
-    return [", ".join(f"`{name}`" for name in owned["env"]) + "."]
+    names = [f"`{name}`" for name in owned["env"]]
+    return [f"{', '.join(names)}, and every name that starts with `{owned['envPrefix']}`."]
 
 
 def column_table(version: Node) -> list[str]:

@@ -211,6 +211,7 @@ TRANSFER_AND_ENV: list[Case] = [
     ("the rank", {"env": [{"name": "A"}, {"name": "RANK", "value": "0"}]}, OWNED_ENV, "spec.env[1].name"),
     ("the world size", {"env": [{"name": "WORLD_SIZE"}]}, OWNED_ENV, "spec.env[0].name"),
     ("the master address", {"env": [{"name": "MASTER_ADDR"}]}, OWNED_ENV, "spec.env[0].name"),
+    ("a variable of the operator's own", {"env": [{"name": "LLMFLEET_RANK"}]}, "starts with LLMFLEET_", "env[0].name"),
     ("a variable without a name", {"env": [{"value": "1"}]}, "Required value", "spec.env[0].name"),
     ("a variable twice", {"env": [{"name": "A"}, {"name": "A"}]}, "Duplicate value", "spec.env[1]"),
     ("a variable that is a number", {"env": [{"name": "A", "value": 1}]}, "must be of type string", "env[0].value"),

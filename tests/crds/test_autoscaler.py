@@ -104,6 +104,28 @@ def test_exactly_the_documented_defaults_are_filled(server: Apiserver, made: Obj
     assert answer.body["status"] == {"observedGeneration": -1}
 
 
+def test_two_templates_filled_to_their_bounds_stay_within_the_cost_of_one_request(server: Apiserver) -> None:
+    arguments = [f"--x-{index}=".ljust(3800, "v") for index in range(64)]
+    variables = [{"name": f"A{index}", "value": "v"} for index in range(128)]
+    adapters = [{"name": f"a{index}", "path": f"/adapters/{index}"} for index in range(64)]
+    quantities = {f"example.com/r{index}": "1" for index in range(16)}
+    full = {
+        "inferenceArgs": {"extraArgs": arguments, "lora": {"adapters": adapters}},
+        "env": variables,
+        "resources": {"limits": quantities, "requests": quantities},
+        "network": {"resources": quantities},
+        "servedModelNames": [f"m{index}" for index in range(16)],
+    }
+    labels = {**FLEET, **{f"l{index}": "v" * 63 for index in range(15)}}
+    made = disaggregated({"scaleTargetRef.labelSelector.matchLabels": labels})
+    for role in ("prefill", "decode"):
+        part = made["spec"][role]["instanceTemplate"]
+        part["labels"] = labels
+        part["spec"] |= full
+    answer = server.call("POST", AUTOSCALERS, made, params=DRY)
+    assert answer.status == 201, answer.message
+
+
 def test_a_partial_behavior_is_completed(server: Apiserver) -> None:
     made = monolithic({"behavior": {"scaleUp": {"step": 8}}})
     behavior = server.call("POST", AUTOSCALERS, made, params=DRY).body["spec"]["behavior"]

@@ -74,6 +74,18 @@ def test_the_apiserver_finds_nothing_to_complain_about(bare: Apiserver) -> None:
         assert conditions.get("NonStructuralSchema", "False") == "False", name
 
 
+def test_the_dearest_rule_leaves_room_for_more_owned_flags(bare: Apiserver) -> None:
+    """The apiserver estimates every rule at its worst; extraArgs costs most, and its list of flags will grow."""
+    crd = yaml.safe_load((CRDS / "serving.ai_llmclusterautoscalers.yaml").read_text())
+    crd["metadata"]["name"], crd["spec"]["group"] = "llmclusterautoscalers.example.com", "example.com"
+    spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    for owner in (spec, spec["prefill"]["properties"], spec["decode"]["properties"]):
+        template = owner["instanceTemplate"]["properties"]["spec"]["properties"]
+        template["inferenceArgs"]["properties"]["extraArgs"]["maxItems"] = 64 * 3 // 2
+    answer = bare.call("POST", DEFINITIONS, crd, params={"dryRun": "All"})
+    assert answer.status == 201, answer.message
+
+
 def test_kubectl_knows_short_names_categories_and_descriptions(bare: Apiserver) -> None:
     kubectl(bare, "apply", "--server-side", "--force-conflicts", "-f", str(CRDS))
     bare.call("POST", CLUSTERS, cluster(name="known"))
