@@ -87,6 +87,8 @@ class Answer(ABC):
         if reason:
             choice.finish = reason
             self.open -= 1
+            if self.config.request_metrics and len(self.choices) == 1:
+                self.metrics = request_metrics(seq, now)
         if self.ask.stream:
             self._stream(choice)
         if not self.open:
@@ -240,6 +242,24 @@ class Answer(ABC):
 def stamp(value: dict[str, Any], identity: Identity) -> dict[str, Any]:
     """Add the fingerprint, unless --fingerprint-mode none hides it."""
     return value if identity.fingerprint is None else {**value, "system_fingerprint": identity.fingerprint}
+
+
+def request_metrics(seq: Sequence, now: float) -> dict[str, Any]:
+    """Give the times of one request in milliseconds, for --enable-per-request-metrics."""
+    decode, inference = (now - seq.first_token) * 1000, (now - seq.scheduled) * 1000
+    return {
+        "time_to_first_token_ms": (seq.first_token - seq.scheduled) * 1000,
+        "generation_time_ms": decode,
+        "queue_time_ms": (seq.scheduled - seq.arrived) * 1000,
+        "mean_itl_ms": decode / (seq.outputs - 1) if seq.outputs > 1 else None,
+        "tokens_per_second": seq.outputs / inference * 1000 if inference else None,
+        "speculative_decoding": None,
+    }
+
+
+def present(value: dict[str, Any] | None) -> dict[str, Any]:
+    """Give the `metrics` of a stream's usage event: absent where there are none, and without nulls."""
+    return {} if value is None else {"metrics": {k: v for k, v in value.items() if v is not None}}
 
 
 def likeliest(text: str, value: float, place: int, count: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from llmfleet_sim import static
 from llmfleet_sim.answers import Answer, Identity
-from llmfleet_sim.ask import Ask, chat_ask, completion_ask, need_object
+from llmfleet_sim.ask import Ask, chat_ask, completion_ask, header_priority, need_object
 from llmfleet_sim.chat import ChatAnswer
 from llmfleet_sim.completions import CompletionAnswer
 from llmfleet_sim.config import EngineConfig
@@ -242,7 +242,9 @@ class Api:
         name = prefix + (exchange.headers.get("x-request-id") or ask.request_id or new_id())
         who = Identity(id=name, created=int(time()), model=ask.model, fingerprint=self.config.fingerprint)
         answer = form(ask, who, self.config)
-        sequences = [self._sequence(ask, answer, name, index) for index in range(len(answer.choices))]
+        priority = header_priority(exchange.headers.get("x-vllm-priority"), ask.priority)
+        places = range(len(answer.choices))
+        sequences = [self._sequence(ask, answer, name, index, priority) for index in places]
         self._connect(exchange, answer, sequences)
         try:
             pull = read_pull(ask.transfer) if self.config.connector else None
@@ -263,7 +265,7 @@ class Api:
             self.telemetry.rejected("max_num_queued_reqs")
             raise busy()
 
-    def _sequence(self, ask: Ask, answer: Answer, name: str, index: int) -> Sequence:
+    def _sequence(self, ask: Ask, answer: Answer, name: str, index: int, priority: int) -> Sequence:
         prompt = ask.prompts[index // ask.n]
         adapter = ask.model if ask.model in self.config.adapters else ""
         return Sequence(
@@ -276,7 +278,7 @@ class Api:
             sink=answer,
             min_tokens=ask.min_tokens,
             ignore_eos=ask.ignore_eos,
-            priority=ask.priority,
+            priority=priority,
             salt=hash((ask.salt, adapter)),
             hold_after=self.config.connector is not None and offers(ask.transfer),
         )

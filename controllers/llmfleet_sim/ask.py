@@ -260,6 +260,14 @@ def _check_sampling(body: Mapping[str, Any], common: Mapping[str, Any], logprobs
         raise bad_request(message, "logprobs", logprobs)
 
 
+def header_priority(header: str | None, asked: int) -> int:
+    """Let the header X-Vllm-Priority win over the body, where it is a number."""
+    try:
+        return asked if header is None else int(header)
+    except ValueError:
+        return asked
+
+
 def need_object(body: Any) -> Mapping[str, Any]:
     """Refuse JSON that is no object."""
     if isinstance(body, Mapping):

@@ -5,7 +5,7 @@ In: the words of an Ask's sequences. Out: the unary body or its events. Pure.
 
 from typing import Any
 
-from llmfleet_sim.answers import DONE, Answer, Choice, likeliest, stamp
+from llmfleet_sim.answers import DONE, Answer, Choice, likeliest, present, stamp
 from llmfleet_sim.text import TEXTS, logprob_at
 
 
@@ -61,7 +61,7 @@ class ChatAnswer(Answer):
         details = self.details()
         usage = self.usage(**({"prompt_tokens_details": details} if details else {}))
         body = {**self._base("chat.completion.chunk"), "choices": [], "usage": usage}
-        return [self.event(stamp(body, self.identity)), DONE]
+        return [self.event({**stamp(body, self.identity), **present(self.metrics)}), DONE]
 
     def whole(self) -> Any:
         """The unary body."""

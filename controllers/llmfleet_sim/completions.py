@@ -5,7 +5,7 @@ In: the words of an Ask's sequences. Out: the unary body or its events. Pure.
 
 from typing import Any
 
-from llmfleet_sim.answers import DONE, Answer, Choice, likeliest, stamp
+from llmfleet_sim.answers import DONE, Answer, Choice, likeliest, present, stamp
 from llmfleet_sim.text import TEXTS, logprob_at
 
 
@@ -40,7 +40,7 @@ class CompletionAnswer(Answer):
         if not self.ask.usage:
             return [DONE]
         body = stamp({**self._base(), "choices": [], "usage": self._last_usage()}, self.identity)
-        return [self.event(body), DONE]
+        return [self.event({**body, **present(self.metrics)}), DONE]
 
     def _last_usage(self) -> dict[str, Any]:
         details = self.details()

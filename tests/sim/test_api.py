@@ -180,6 +180,25 @@ def test_priority_scheduling_serves_the_urgent_first(tmp_path):
         assert order == [-10, 0, 10]
 
 
+def test_the_priority_header_wins_over_the_body(tmp_path):
+    with start(tmp_path, *FAST, "--max-num-seqs", "1", "--scheduling-policy", "priority").until_up() as own:
+        running = own.open(stream=True, max_tokens=900)
+        assert wait_for(lambda: own.metric("vllm:num_requests_running") == 1)
+        body = {"prompt": "urgent", "max_tokens": 1, "priority": 5}
+        assert own.post("/v1/completions", body, {"X-Vllm-Priority": "-5"}).status == 200
+        assert own.metric("vllm:num_preemptions_total") == 1
+        running.close()
+
+
+def test_times_of_a_request_are_in_its_answer_where_asked_for(tmp_path):
+    with start(tmp_path, *FAST, "--enable-per-request-metrics").until_up() as own:
+        metrics = own.complete(max_tokens=5).json()["metrics"]
+        assert metrics["mean_itl_ms"] >= 2 and metrics["tokens_per_second"] <= 500
+        events = own.complete(max_tokens=5, stream=True, stream_options={"include_usage": True}).events()
+        assert "speculative_decoding" not in events[-2]["metrics"] and events[-2]["metrics"]["queue_time_ms"] >= 0
+        assert own.complete(n=2, temperature=1).json()["metrics"] is None
+
+
 def test_a_key_guards_only_some_prefixes(tmp_path):
     with start(tmp_path, *FAST, "--api-key", "sekret", "other").until_up() as own:
         assert own.complete().json() == {"error": "Unauthorized"}

@@ -15,7 +15,7 @@ _UNREACHABLE = 5.0
 _MISMATCH = 8.0
 _DIED_FIRST = 2.9
 _DIED_AGAIN = 0.05
-_HEARTBEAT = 5.0
+_BEATS_PER_LEASE = 6
 
 
 class PullError(Exception):
@@ -118,8 +118,9 @@ class Puller:
 
     async def _heartbeats(self) -> None:
         """Extend the leases of prompts that wait."""
+        assert self.config.connector is not None
         while True:
-            await asyncio.sleep(_HEARTBEAT)
+            await asyncio.sleep(self.config.connector.lease_seconds / _BEATS_PER_LEASE)
             for pull in list(self._queued.values()):
                 try:
                     peer = await self._connected(pull)
