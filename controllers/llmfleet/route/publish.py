@@ -19,6 +19,8 @@ from llmfleet.kube.refs import CONFIGMAP, Manifest, Ref
 
 GENERATION_ANNOTATION: Final = "serving.ai/generation"
 """The newest generation written, also outside the document: it survives a document that was damaged by hand."""
+MAX_GENERATION: Final = 1 << 61
+"""No document with a higher one can have been adopted by a router, so none has to be surpassed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,4 +71,4 @@ def generation_in(text: str) -> int:
         found = orjson.loads(text).get("generation")
     except (orjson.JSONDecodeError, AttributeError):
         return 0
-    return found if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < 1 << 53 else 0
+    return found if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < MAX_GENERATION else 0

@@ -78,7 +78,7 @@ class Uninstall:
     def _remove(self, kind: Kind) -> None:
         """Delete all of one kind and wait until they are gone."""
         deleted: dict[str, Deleted] = {}
-        said_at = -math.inf
+        said, said_at = "", -math.inf
         while left := self._find(kind):
             if kind is AUTOSCALER:
                 self._owners |= {uid_of(obj) for obj in left}
@@ -89,9 +89,10 @@ class Uninstall:
             if now - self._wait.began > self._wait.timeout + self._look_seconds * 10:
                 self._say(f"leaving {describe(left)}: still there after the time limit")
                 return
-            if now - said_at >= SAY_SECONDS:
-                self._say(f"{len(left)} {kind.plural} left: {describe(left)}")
-                said_at = now
+            line = f"{len(left)} {kind.plural} left: {describe(left)}"
+            if line != said or now - said_at >= SAY_SECONDS:
+                self._say(line)
+                said, said_at = line, now
             time.sleep(self._look_seconds)
         if deleted:
             self._say(f"all {len(deleted)} {kind.plural} are gone")

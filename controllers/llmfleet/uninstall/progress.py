@@ -4,8 +4,8 @@ In: the instances that are still there, what was noted when each was deleted, `n
 finalizer must be taken off by us, each with the reason; and one line for people. Pure.
 
 An operator that lives writes to an instance soon after its deletion: its status says Draining, or the finalizer goes.
-When none of them shows such a sign within `SILENCE`, no operator is there. When there was a sign, each instance gets its
-own drain deadline and some time on top; the time limit of the whole command ends every wait.
+When none of them shows such a sign within `SILENCE`, no operator is there. When there was a sign, each instance gets
+its own drain deadline and some time on top; the time limit of the whole command ends every wait.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from llmfleet.kube.election.decide import (
     build_released,
     decide,
     observe,
+    record_of,
 )
 from llmfleet.kube.errors import KubeError, NotFound
 from llmfleet.kube.refs import Manifest, Ref
@@ -67,7 +68,9 @@ class Election:
             return
         self._led = False
         try:
-            self._api.update(build_released(self._api.get(self._ref), datetime.now(UTC)))
+            lease = self._api.get(self._ref)
+            if record_of(lease)[0] == self._me:
+                self._api.update(build_released(lease, datetime.now(UTC)))
         except KubeError as error:
             log.warning("the lease could not be released", extra={"fields": {"error": str(error)}})
 

@@ -1,0 +1,225 @@
+"""Which endpoint is in the document, in which state, under which names."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmfleet.api.document import Document, Endpoint, ModelState, State, parse_document, render
+from llmfleet.deploy.records import RECORDS_ANNOTATION, Records, parse_records, render_records
+from llmfleet.route.fleet import GROUP_ANNOTATION, build_document, parse_members
+
+from .world import annotated, cluster, deleted, pod, router, statefulset
+
+
+def document(**world: Any) -> Document:
+    facts = {
+        "clusters": [cluster()],
+        "statefulsets": [statefulset()],
+        "pods": [pod(rank=0), pod(rank=1)],
+        "routers": [],
+        **world,
+    }
+    built = build_document(**facts)
+    assert parse_document(render(built)).models.keys() == built.models.keys()
+    return built
+
+
+def endpoint(**world: Any) -> Endpoint | None:
+    models = document(**world).models
+    endpoints = models["m"].endpoints if "m" in models else ()
+    assert len(endpoints) <= 1
+    return endpoints[0] if endpoints else None
+
+
+def test_a_ready_instance_is_an_endpoint_with_everything_a_router_needs() -> None:
+    found = endpoint()
+    assert found is not None
+    assert (found.instance, found.address, found.pod_uid, found.state) == (
+        "a",
+        "10.0.0.97:8000",
+        "a-0-uid",
+        State.READY,
+    )
+    assert (found.role, found.tier, found.weight, found.slots, found.engine_revision) == ("both", 0, 100, 256, "rev")
+    assert document().models["m"].state is ModelState.SERVING
+
+
+GONE: dict[str, dict[str, Any]] = {
+    "Ready is not True": {"clusters": [cluster(ready=False)]},
+    "there is no status yet": {"clusters": [{**cluster(), "status": {}}]},
+    "there are no pods": {"pods": []},
+    "a rank is missing": {"pods": [pod(rank=0)]},
+    "rank 0 is missing": {"pods": [pod(rank=1)]},
+    "rank 0 is Terminating": {"pods": [deleted(pod(rank=0)), pod(rank=1)]},
+    "another rank is Terminating": {"pods": [pod(rank=0), deleted(pod(rank=1))]},
+    "rank 0 was replaced, Ready is from before": {"pods": [pod(rank=0, uid="new"), pod(rank=1)]},
+    "another rank was replaced": {"pods": [pod(rank=0), pod(rank=1, uid="new")]},
+    "rank 0 is not Ready": {"pods": [pod(rank=0, ready=False), pod(rank=1)]},
+    "rank 0 has no address": {"pods": [pod(rank=0, podIP=""), pod(rank=1)]},
+    "rank 0 has failed": {"pods": [pod(rank=0, phase="Failed"), pod(rank=1)]},
+    "nobody knows who started together": {"statefulsets": []},
+    "the memory is unreadable": {"statefulsets": [{"metadata": {"name": "a", "annotations": {GROUP_ANNOTATION: "{"}}}]},
+    "the memory is empty": {"statefulsets": [statefulset(members={})]},
+    "routing is switched off": {"clusters": [cluster(router={"enabled": False})]},
+}
+
+
+@pytest.mark.parametrize("case", GONE)
+def test_there_is_no_endpoint_when(case: str) -> None:
+    assert endpoint(**GONE[case]) is None
+
+
+LEAVING = {"deletion": deleted(cluster()), "a drain on purpose": annotated(cluster(), draining="2026-11-21T12:00:00Z")}
+
+
+@pytest.mark.parametrize("case", LEAVING)
+def test_an_instance_that_leaves_is_draining_while_its_group_runs(case: str) -> None:
+    found = endpoint(clusters=[LEAVING[case]])
+    assert found is not None
+    assert found.state is State.DRAINING
+    assert endpoint(clusters=[LEAVING[case]], pods=[pod(rank=0), deleted(pod(rank=1))]) is None
+    assert endpoint(clusters=[LEAVING[case]], pods=[]) is None
+
+
+def test_a_draining_instance_stays_listed_when_its_condition_and_probe_say_not_ready() -> None:
+    leaving = deleted(cluster(ready=False, reason="Draining"))
+    found = endpoint(clusters=[leaving], pods=[pod(rank=0, ready=False), pod(rank=1)])
+    assert found is not None
+    assert found.state is State.DRAINING
+
+
+@given(st.data())
+def test_an_endpoint_never_belongs_to_a_group_that_changed(data: st.DataObject) -> None:
+    """Whatever the mix of pods: an endpoint means every member is there, is that pod, and stays."""
+    uids = data.draw(st.lists(st.sampled_from(["a-0-uid", "a-1-uid", "new"]), max_size=2))
+    pods = [pod(rank=rank, uid=uid, ready=data.draw(st.booleans())) for rank, uid in enumerate(uids)]
+    pods = [deleted(item) if data.draw(st.booleans()) else item for item in pods]
+    leaving = data.draw(st.booleans())
+    found = endpoint(clusters=[deleted(cluster()) if leaving else cluster()], pods=pods)
+    whole = uids == ["a-0-uid", "a-1-uid"] and not any("deletionTimestamp" in p["metadata"] for p in pods)
+    if found is not None:
+        assert whole
+        assert found.pod_uid == "a-0-uid"
+        assert found.state is (State.DRAINING if leaving else State.READY)
+
+
+def test_clients_are_sent_to_the_names_the_running_engine_answers_to() -> None:
+    """The spec was edited and waits for its turn: the pods still serve the old names on the old port."""
+    edited = cluster(servedModelNames=["new-name"], network={"basePort": 9000}, inferenceArgs={"maxNumSeqs": 4})
+    args = ["serve", "org/m", "--served-model-name", "m", "alias", "--max-num-seqs", "32", "--lora-modules", "sql=/x"]
+    found = document(clusters=[edited], pods=[pod(rank=0, args=args), pod(rank=1)])
+    assert sorted(found.models) == ["alias", "m", "sql"]
+    assert {e.address for model in found.models.values() for e in model.endpoints} == {"10.0.0.97:8000"}
+    assert found.models["m"].endpoints[0].slots == 32
+
+
+def test_before_anything_runs_the_models_of_the_spec_are_known() -> None:
+    lora = {"lora": {"enabled": True, "adapters": [{"name": "sql", "path": "/x"}]}}
+    found = document(clusters=[cluster(ready=False, inferenceArgs=lora)], pods=[], statefulsets=[])
+    assert {name: (model.state, model.endpoints) for name, model in found.models.items()} == {
+        "m": (ModelState.WAKING, ()),
+        "sql": (ModelState.WAKING, ()),
+    }
+
+
+def test_a_model_without_served_names_is_called_by_its_own() -> None:
+    bare = cluster()
+    del bare["spec"]["servedModelNames"]
+    found = document(clusters=[bare], pods=[pod(rank=0, args=[]), pod(rank=1)])
+    assert list(found.models) == ["org/m"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "args", "slots"),
+    [
+        ({}, [], 256),
+        ({}, ["--max-num-seqs", "8"], 8),
+        ({}, ["--max-num-seqs=8"], 8),
+        ({"router": {"maxConcurrency": 3}}, ["--max-num-seqs", "8"], 3),
+        ({"router": {"maxConcurrency": 0}}, ["--max-num-seqs", "8"], 8),
+        ({}, ["--max-num-seqs", "many"], 256),
+    ],
+)
+def test_slots_come_from_the_router_limit_then_the_engine_then_the_default(spec: Any, args: Any, slots: int) -> None:
+    pods = [pod(rank=0, args=["--served-model-name", "m", *args]), pod(rank=1)]
+    found = endpoint(clusters=[cluster(**spec)], pods=pods)
+    assert found is not None
+    assert found.slots == slots
+
+
+def test_weight_tier_and_the_trial_weight() -> None:
+    weighted = cluster(router={"weight": 30, "tier": 2})
+    found = endpoint(clusters=[weighted])
+    assert found is not None
+    assert (found.weight, found.tier) == (30, 2)
+    trial = endpoint(clusters=[annotated(cluster(router={"weight": 30}), canary_weight="5")])
+    assert trial is not None
+    assert trial.weight == 5
+    odd = endpoint(clusters=[annotated(cluster(router={"weight": 30}), canary_weight="lots")])
+    assert odd is not None
+    assert odd.weight == 30
+
+
+def test_an_ipv6_pod_is_written_in_brackets() -> None:
+    found = endpoint(pods=[pod(rank=0, podIP="fd00::7"), pod(rank=1)])
+    assert found is not None
+    assert found.address == "[fd00::7]:8000"
+
+
+@pytest.mark.parametrize(
+    ("instances", "state"),
+    [
+        ([cluster("a"), cluster("b", ready=False, reason="Starting")], ModelState.SERVING),
+        ([cluster("b", ready=False, reason="Starting")], ModelState.WAKING),
+        ([cluster("b", ready=False, reason="GroupRestarting")], ModelState.RESTARTING),
+        ([cluster("b", ready=False, reason="GroupRestarting"), cluster("c", ready=False)], ModelState.WAKING),
+        ([deleted(cluster("b"))], ModelState.ASLEEP),
+        ([annotated(cluster("b"), draining="2026-11-21T12:00:00Z")], ModelState.WAKING),
+    ],
+)
+def test_the_state_of_a_model_is_the_best_of_its_instances(instances: Any, state: ModelState) -> None:
+    assert document(clusters=instances).models["m"].state is state
+
+
+def test_the_same_world_in_any_order_is_the_same_document() -> None:
+    clusters = [cluster(name) for name in "abc"]
+    pods = [pod(name, rank) for name in "abc" for rank in (0, 1)]
+    sets = [statefulset(name) for name in "abc"]
+    documents = {
+        render(document(clusters=list(order), pods=pods[::step], statefulsets=sets))
+        for order in itertools.permutations(clusters)
+        for step in (1, -1)
+    }
+    assert len(documents) == 1
+
+
+def test_peers_are_the_router_pods_that_answer() -> None:
+    routers = [
+        router("r2", "10.1.0.2"),
+        deleted(router("r1")),
+        router("r3", ""),
+        router("r4", "10.1.0.4", phase="Failed"),
+    ]
+    peers = document(routers=routers).peers
+    assert [(peer.name, peer.address, peer.state) for peer in peers] == [
+        ("r1", "10.1.0.1:9090", State.DRAINING),
+        ("r2", "10.1.0.2:9090", State.READY),
+    ]
+
+
+def test_a_spec_that_breaks_every_rule_breaks_no_document() -> None:
+    odd = cluster()
+    odd["spec"] = {"model": 7, "servedModelNames": None, "router": {"weight": "x", "tier": -3}, "role": "captain"}
+    document(clusters=[odd, {**cluster("b"), "spec": None}, {**cluster("c"), "status": None}])
+
+
+def test_deploy_and_route_mean_the_same_annotation() -> None:
+    """The one thing both packages know without importing each other."""
+    assert GROUP_ANNOTATION == RECORDS_ANNOTATION
+    text = render_records(Records(members={"0": "u0/0", "1": "u1/2"}))
+    assert parse_members({"metadata": {"annotations": {GROUP_ANNOTATION: text}}}) == parse_records(text).members
