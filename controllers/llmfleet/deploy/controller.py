@@ -25,7 +25,7 @@ from llmfleet.deploy.client import Prober, sum_figures
 from llmfleet.deploy.decide import Facts, Good, Outcome, decide
 from llmfleet.deploy.drain import DrainFacts, Published
 from llmfleet.deploy.objects.budget import budget_name, own_budget_name
-from llmfleet.deploy.objects.identity import Identity, identify
+from llmfleet.deploy.objects.identity import Identity, identify, is_ours
 from llmfleet.deploy.objects.pod import Template, build_template
 from llmfleet.deploy.objects.revision import REVISION_COMPONENT, revision_name
 from llmfleet.deploy.observe import Instance, observe
@@ -199,6 +199,10 @@ class ClusterController:
     def _gather(self, key: Key, cluster: Manifest) -> Facts:
         identity = identify(cluster, self._identity)
         spec, template, error = self._template(identity, cluster)
+        statefulset = self._caches.statefulsets.get(*key)
+        if statefulset is not None and not is_ours(statefulset, self._identity):
+            error = f"StatefulSet {key.name} exists and belongs to somebody else: delete it or rename the LLMCluster"
+            statefulset, template = None, None
         pods = self._caches.pods.by_index(BY_CLUSTER, str(key))
         instance = observe(
             cluster,
@@ -206,7 +210,7 @@ class ClusterController:
             spec=spec,
             wanted=template,
             error=error,
-            statefulset=self._caches.statefulsets.get(*key),
+            statefulset=statefulset,
             pods=pods,
         )
         wants_turn = instance.wanted is not None and instance.records.good not in ("", instance.wanted.hash)

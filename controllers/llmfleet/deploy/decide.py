@@ -204,7 +204,8 @@ def judge_canary(instance: Instance, facts: Facts, now: datetime) -> Verdict | N
     """None when this template needs no trial here."""
     if instance.spec is None or not instance.spec.update.canary.enabled or not instance.records.good:
         return None
-    if not any(peer.pending for peer in facts.fleet):
+    alike = [peer for peer in facts.fleet if peer.role == instance.spec.role and peer.name != instance.identity.name]
+    if any(peer.updated for peer in alike) or not any(peer.pending for peer in alike):
         return None
     return judge_trial(instance.spec.update.canary, trial_of(instance), facts.figures, now)
 

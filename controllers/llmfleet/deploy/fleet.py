@@ -47,6 +47,7 @@ def build_peer(cluster: Manifest, statefulset: Manifest | None, wanted: str) -> 
         halted=failed,
         ready=is_true(cluster.get("status") or {}, ConditionType.READY),
         proven=bool(records.good),
+        updated=bool(wanted) and records.good == current == wanted,
         paused=bool((spec.get("update") or {}).get("paused")),
     )
 

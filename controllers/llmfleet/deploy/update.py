@@ -63,6 +63,8 @@ class Peer:
     ready: bool
     proven: bool
     """Has ever served."""
+    updated: bool = False
+    """Has served with the very template it is asked for."""
     paused: bool = False
 
 

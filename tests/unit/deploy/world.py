@@ -1,8 +1,10 @@
-"""A small Kubernetes in memory: enough of it to drive the real LLMCluster controller through minutes of faults in milliseconds.
+"""A small Kubernetes in memory: enough of it to drive the real LLMCluster controller through minutes of faults in
+milliseconds.
 
-In: LLMClusters, nodes, faults. Out: the same API calls answered as an apiserver would, pods that are placed, started, probed, drained and killed
-as a StatefulSet controller, a scheduler and a kubelet would, engines that behave as vLLM was measured to (a leader does not notice a dead
-follower, a new rank cannot join an old leader), routers that follow the published endpoints.
+In: LLMClusters, nodes, faults. Out: the same API calls answered as an apiserver would, pods that are placed,
+started, probed, drained and killed as a StatefulSet controller, a scheduler and a kubelet would, engines that behave
+as vLLM was measured to (a leader does not notice a dead follower, a new rank cannot join an old leader), routers
+that follow the published endpoints.
 
 What must never happen is checked as it happens and collected in `World.broken_rules`.
 """
@@ -29,6 +31,7 @@ from llmfleet.kube.refs import (
     CONFIGMAP,
     CONTROLLER_REVISION,
     LLMCLUSTER,
+    NAMESPACE,
     NODE,
     POD,
     SERVICE,
@@ -88,6 +91,8 @@ class World:
         self.writes: list[str] = []
         self.crash_after: int | None = None
         self.hang_prober = False
+        self.terminating_namespaces: set[str] = set()
+        self.routers: list[dict[str, Any]] = []
         self.figures: dict[str, Figures] = {}
         self.offered: frozenset[str] = frozenset()
         self.routers_offered: frozenset[str] = frozenset()
@@ -95,6 +100,8 @@ class World:
         self.served_requests = 0
         self.traffic = False
         self.queue: list[Key] = []
+        self.due: dict[Key, datetime] = {}
+        self._seen = -1
         self._counter = 0
         self.restart_operator()
 
@@ -118,17 +125,25 @@ class World:
         """One pass over every LLMCluster, in random order; a crash starts a new operator."""
         keys = [Key(ns, name) for plural, ns, name in self.objects if plural == LLMCLUSTER.plural]
         self.random.shuffle(keys)
+        changed = self._counter != self._seen
+        self._seen = self._counter
         for key in keys:
-            self.reconcile(key)
+            if changed or key in self.queue or self.due.get(key, self.now) <= self.now:
+                self.reconcile(key)
         self.queue.clear()
 
     def reconcile(self, key: Key) -> None:
+        """As the work queue does: at once after a change or an error, when asked for, and every 30 s."""
+        again: timedelta | None = timedelta()
         try:
-            self.controller.reconcile(key)
+            again = self.controller.reconcile(key)
         except (Conflict, NotFound):
-            pass
+            self._seen = -1
         except Crash:
+            self._seen = -1
             self.restart_operator()
+        resync = timedelta(seconds=30)
+        self.due[key] = self.now + min(resync if again is None else again, resync)
 
     def run(self, seconds: int, until: Callable[[], bool] | None = None) -> None:
         """Let operator and cluster work."""
@@ -163,7 +178,12 @@ class World:
             **spec,
         }
         body["tensorParallelSize"] = body["replicas"] * body["gpusPerPod"]
-        metadata = {"name": name, "namespace": "d", "labels": {names.FLEET_LABEL: fleet} if fleet else {}, "generation": 1}
+        metadata = {
+            "name": name,
+            "namespace": "d",
+            "labels": {names.FLEET_LABEL: fleet} if fleet else {},
+            "generation": 1,
+        }
         manifest = {"apiVersion": names.API_VERSION, "kind": "LLMCluster", "metadata": metadata, "spec": body}
         obj = self.store(LLMCLUSTER, manifest)
         obj["metadata"]["creationTimestamp"] = stamp(self.now + timedelta(seconds=created))
@@ -323,15 +343,21 @@ class World:
         pod["status"] = {"phase": "Pending", "conditions": []}
 
     def run_scheduler(self) -> None:
-        waiting = [p for (kind, _, _), p in self.objects.items() if kind == POD.plural and not p["spec"].get("nodeName")]
+        waiting = [
+            p for (kind, _, _), p in self.objects.items() if kind == POD.plural and not p["spec"].get("nodeName")
+        ]
         for pod in sorted(waiting, key=lambda pod: pod["metadata"]["creationTimestamp"]):
             node = next((name for name, node in self.nodes.items() if node.alive and self.free(name) > 0), None)
             placed = node is not None
-            set_condition(pod, "PodScheduled", placed, self.now, "" if placed else "Unschedulable", "no node has a free device")
+            before = condition_of(pod, "PodScheduled")
+            set_condition(
+                pod, "PodScheduled", placed, self.now, "" if placed else "Unschedulable", "no node has a free device"
+            )
             if node is not None:
                 pod["spec"]["nodeName"] = node
                 set_condition(pod, "Initialized", True, self.now)
-            self.touch(pod)
+            if condition_of(pod, "PodScheduled") != before:
+                self.touch(pod)
 
     def free(self, node: str) -> int:
         used = sum(
@@ -358,6 +384,8 @@ class World:
         if pod["metadata"].get("deletionTimestamp"):
             return
         if image in self.missing_images:
+            if pod["status"].get("containerStatuses"):
+                return
             waiting = {"reason": "ImagePullBackOff", "message": f"no such image {image}"}
             pod["status"]["containerStatuses"] = [{"name": "engine", "restartCount": 0, "state": {"waiting": waiting}}]
             self.touch(pod)
@@ -383,7 +411,7 @@ class World:
         leader = self.leader_of(pod)
         busy = leader is not None and leader.stage == "serving" and bool(leader.requests)
         settled = self.now - process.stopping >= timedelta(seconds=3 if process.stage == "serving" else 1)
-        if self.now >= end or settled and not busy:
+        if self.now >= end or (settled and not busy):
             self.drop(pod)
 
     def leader_of(self, pod: dict[str, Any]) -> Process | None:
@@ -417,7 +445,7 @@ class World:
         return int(sts["spec"]["replicas"]) if sts else 1
 
     def run_engines(self) -> None:
-        for (plural, _, name) in list(self.objects):
+        for plural, _, name in list(self.objects):
             if plural == STATEFULSET.plural:
                 self.run_gate(name)
         for (plural, _, _), pod in list(self.objects.items()):
@@ -445,7 +473,7 @@ class World:
 
     def run_engine(self, pod: dict[str, Any], process: Process) -> None:
         if pod["metadata"]["labels"][names.POD_INDEX_LABEL] != "0":
-            return
+            return None
         if process.stage == "loading" and self.now - process.since >= timedelta(seconds=LOAD_SECONDS):
             if pod["spec"]["containers"][0]["image"] in self.broken_images:
                 return self.end_container(pod, 1)
@@ -457,6 +485,14 @@ class World:
         self.served_requests += len(done)
         process.requests = [end for end in process.requests if end > self.now]
         return None
+
+    def serve_routers(self) -> None:
+        """A release's router and its ConfigMap, for what asks routers by name."""
+        annotations = {names.CLUSTER_SELECTOR_ANNOTATION: "", names.ROUTER_SELECTOR_ANNOTATION: "app=router"}
+        metadata = {"name": "backends", "namespace": "d", "annotations": annotations}
+        self.store(CONFIGMAP, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})
+        pod = {"name": "router", "uid": "router", "labels": {"app": "router"}}
+        self.routers = [{"metadata": pod, "status": {"phase": "Running", "podIP": "10.0.0.1"}}]
 
     # Routers, one second behind the route controller.
 
@@ -510,7 +546,7 @@ class World:
             return False
         records = self.records(name)
         draining = names.DRAINING_ANNOTATION in (cluster["metadata"].get("annotations") or {})
-        return draining or bool(records.good) and records.good != self.template(name)
+        return draining or (bool(records.good) and records.good != self.template(name))
 
     def template(self, name: str) -> str:
         sts = self.objects.get((STATEFULSET.plural, "d", name))
@@ -549,6 +585,9 @@ class WorldApi:
     def get(self, ref: Ref) -> Manifest:
         if ref.kind is NODE:
             return self.node(ref.name)
+        if ref.kind is NAMESPACE:
+            gone = {"deletionTimestamp": stamp(self.world.now)} if ref.name in self.world.terminating_namespaces else {}
+            return {"metadata": {"name": ref.name, **gone}}
         found = self.world.objects.get((ref.kind.plural, ref.namespace, ref.name))
         if found is None:
             raise NotFound(str(ref))
@@ -566,7 +605,9 @@ class WorldApi:
         found = [
             copy.deepcopy(obj)
             for (plural, ns, _), obj in self.world.objects.items()
-            if plural == kind.plural and ns == namespace and wanted.items() <= (obj["metadata"].get("labels") or {}).items()
+            if plural == kind.plural
+            and ns == namespace
+            and wanted.items() <= (obj["metadata"].get("labels") or {}).items()
         ]
         return found, ""
 
@@ -657,7 +698,7 @@ class WorldCache:
 
     def list(self, namespace: str | None = None) -> list[Manifest]:
         if self.routers:
-            return []
+            return self.world.routers
         found = self.world.objects.items()
         return [obj for (plural, ns, _), obj in found if plural == self.kind.plural and namespace in (None, ns)]
 
@@ -688,7 +729,7 @@ class WorldProber:
         self.looks.pop(pod, None)
 
     def router(self, key: Key, pod: str, address: str) -> int | None:
-        return None
+        return 0
 
     def figures(self, key: Key, pod: str, address: str) -> Mapping[str, Figures] | None:
         return self.world.figures
