@@ -6,11 +6,11 @@ In: exchanges from web/app.py. Out: answers; sequences to the engine. Prompts ar
 import asyncio
 import json
 import logging
+import os
 import socket
 from collections.abc import Callable, Mapping
 from time import time
 from typing import Any
-from uuid import uuid4
 
 from llmfleet_sim import static
 from llmfleet_sim.answers import Answer, Identity
@@ -47,7 +47,7 @@ _GUARDED = ("/v1", "/v2", "/inference", "/cohere")
 
 def new_id() -> str:
     """Make the 16 hex digits that vLLM uses for ids."""
-    return uuid4().hex[:16]
+    return os.urandom(8).hex()
 
 
 class Api:
@@ -124,7 +124,7 @@ class Api:
             return
         exchange.on_end = lambda: self._count(exchange)
         if self.config.request_id_headers:
-            exchange.extra.append(("x-request-id", exchange.headers.get("x-request-id") or uuid4().hex))
+            exchange.extra.append(("x-request-id", exchange.headers.get("x-request-id") or new_id() + new_id()))
         try:
             self._route(exchange)
         except ApiError as error:

@@ -7,7 +7,6 @@ reach a log or a label.
 import gc
 import logging
 import os
-import platform
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -109,6 +108,8 @@ class Telemetry:
     ) -> None:
         self.started = started
         self._base = {"engine": "0", "model_name": model}
+        self._scalars: dict[tuple[str, ...], Child] = {}
+        self._histograms: dict[str, HistogramChild] = {}
         table = METRICS
         if consumer:
             mark = "gauge vllm:engine_sleep_state"
@@ -140,12 +141,19 @@ class Telemetry:
         self._families["http_request_duration_highr_seconds"].histogram(self.started)
 
     def scalar(self, name: str, **labels: str) -> Child:
-        """Give a counter or gauge of the engine."""
-        return self._families[name].scalar(self.started, **self._base, **labels)
+        """Give a counter or gauge of the engine; every token asks, so the answer is remembered."""
+        key = (name, *labels.values())
+        child = self._scalars.get(key)
+        if child is None:
+            child = self._scalars[key] = self._families[name].scalar(self.started, **self._base, **labels)
+        return child
 
     def histogram(self, name: str) -> HistogramChild:
-        """Give a histogram of the engine."""
-        return self._families[name].histogram(self.started, **self._base)
+        """Give a histogram of the engine, remembered likewise."""
+        child = self._histograms.get(name)
+        if child is None:
+            child = self._histograms[name] = self._families[name].histogram(self.started, **self._base)
+        return child
 
     def rejected(self, limit: str) -> None:
         """Count a request refused by a queue limit."""
@@ -250,7 +258,7 @@ class Telemetry:
 def process_lines(started: float) -> list[str]:
     """Write the python_* and process_* families of prometheus_client."""
     lines = _collector_lines()
-    info = {"implementation": platform.python_implementation(), "version": platform.python_version()}
+    info = {"implementation": "CPython", "version": ".".join(map(str, sys.version_info[:3]))}
     info |= dict(zip(("major", "minor", "patchlevel"), map(str, sys.version_info[:3]), strict=True))
     lines += _family("python_info", "gauge", "Python platform information", label_text(info), 1)
     virtual, resident = (int(v) * 4096 for v in Path("/proc/self/statm").read_text(encoding="ascii").split()[:2])

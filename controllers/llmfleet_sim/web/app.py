@@ -7,9 +7,8 @@ that goes away is noticed at once, also while its answer is being computed.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
-from email.utils import formatdate
 from http import HTTPStatus
-from time import time
+from time import gmtime, strftime, time
 from typing import cast
 
 import httptools
@@ -102,7 +101,7 @@ def http_date() -> str:
     global _date
     now = int(time())
     if _date[0] != now:
-        _date = (now, formatdate(now, usegmt=True))
+        _date = (now, strftime("%a, %d %b %Y %H:%M:%S GMT", gmtime(now)))
     return _date[1]
 
 
