@@ -21,11 +21,17 @@ from pathlib import Path
 from typing import IO, Any
 
 import requests
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
+ATTEMPTS = 3
 PR_SET_PDEATHSIG = 1
+
+
+class StartError(RuntimeError):
+    """A process ended before the apiserver was ready; the message holds the end of its log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +91,6 @@ def tool(name: str) -> Path:
 
 def install_crds(server: Apiserver, directory: Path, *, timeout: float = 30.0) -> None:
     """Create every CRD file of a directory and wait until their kinds are served."""
-    import yaml  # only here: most users of this module bring no YAML
-
     for file in sorted(directory.glob("*.yaml")):
         crd = yaml.safe_load(file.read_text(encoding="utf-8"))
         path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}"
@@ -110,14 +114,37 @@ def await_served(server: Apiserver, path: str, timeout: float) -> None:
 def running_apiserver(directory: Path, *, arguments: Sequence[str] = ()) -> Iterator[Apiserver]:
     """Run both processes for the length of the block; `arguments` go to kube-apiserver."""
     directory.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        yield start_both(stack, directory, arguments)
+
+
+def start_both(stack: contextlib.ExitStack, directory: Path, arguments: Sequence[str]) -> Apiserver:
+    """Start until it holds: a port that was free when it was chosen can be taken when it is used."""
+    for attempt in range(1, ATTEMPTS + 1):
+        with contextlib.ExitStack() as tried:
+            try:
+                server = start_once(tried, directory, arguments)
+            except StartError:
+                if attempt == ATTEMPTS:
+                    raise
+            else:
+                stack.enter_context(tried.pop_all())
+                return server
+    raise AssertionError("the last attempt returns or raises")
+
+
+def start_once(stack: contextlib.ExitStack, directory: Path, arguments: Sequence[str]) -> Apiserver:
+    """Choose ports, start both, wait until the apiserver is ready."""
     client, peer, secure = free_ports(3)
-    with process(etcd_command(directory, client, peer), directory / "etcd.log"):
-        token = write_credentials(directory)
-        command = [*apiserver_command(directory, client, secure), *arguments]
-        with process(command, directory / "apiserver.log") as running, requests.Session() as session:
-            server = describe(directory, secure, token, session)
-            await_ready(server, running, directory / "apiserver.log")
-            yield server
+    token = write_credentials(directory)
+    commands = {
+        directory / "etcd.log": etcd_command(directory, client, peer),
+        directory / "apiserver.log": [*apiserver_command(directory, client, secure), *arguments],
+    }
+    running = {log: stack.enter_context(process(command, log)) for log, command in commands.items()}
+    server = describe(directory, secure, token, stack.enter_context(requests.Session()))
+    await_ready(server, running)
+    return server
 
 
 def etcd_command(directory: Path, client: int, peer: int) -> list[str]:
@@ -125,7 +152,7 @@ def etcd_command(directory: Path, client: int, peer: int) -> list[str]:
     listen, peers = f"http://127.0.0.1:{client}", f"http://127.0.0.1:{peer}"
     return [
         str(tool("etcd")),
-        f"--data-dir={directory / 'etcd'}",
+        f"--data-dir={directory / f'etcd-{client}'}",
         f"--listen-client-urls={listen}",
         f"--advertise-client-urls={listen}",
         f"--listen-peer-urls={peers}",
@@ -188,12 +215,14 @@ def kubeconfig_content(url: str, token: str, ca_file: Path) -> dict[str, Any]:
     }
 
 
-def await_ready(server: Apiserver, running: subprocess.Popen[bytes], log: Path) -> None:
+def await_ready(server: Apiserver, running: Mapping[Path, subprocess.Popen[bytes]]) -> None:
     """Wait for /readyz; a process that ended says why in its log."""
     deadline = time.monotonic() + START_SECONDS
     while not is_ready(server):
-        if running.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"kube-apiserver did not become ready:\n{tail(log)}")
+        ended = [log for log, one in running.items() if one.poll() is not None]
+        if ended or time.monotonic() > deadline:
+            logs = "\n".join(tail(log) for log in ended or running)
+            raise StartError(f"kube-apiserver did not become ready:\n{logs}")
         time.sleep(0.1)
 
 
