@@ -12,6 +12,7 @@ from test_edge import MALFORMED
 from llmfleet.router import http1
 from llmfleet.router.http1 import BadMessage, RequestReader, ResponseReader
 
+PATTERN = http1.head_pattern(("accept", "content-type"))
 BODY = json.dumps(CHAT).encode()
 CHUNKED_BODY = b"".join(b"%x\r\n%b\r\n" % (len(BODY[i : i + 9]), BODY[i : i + 9]) for i in range(0, len(BODY), 9))
 REQUESTS = {
@@ -24,7 +25,7 @@ REQUESTS = {
 
 
 def reader() -> RequestReader:
-    return RequestReader(max_head=32768, max_headers=100, max_body=1 << 20)
+    return RequestReader(pattern=PATTERN, max_head=32768, max_headers=100, max_body=1 << 20)
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
@@ -158,12 +159,20 @@ def test_malformed_answers_are_refused(raw):
 
 
 def test_an_answers_head_is_passed_on_without_what_is_ours():
-    head = b"HTTP/1.1 200 OK\r\nConnection: close, X-Inner\r\nX-Inner: 1\r\nContent-Length: 4\r\n"
-    head += b"Vary: Origin\r\nX-Request-ID: a\r\n"
-    traits = http1.traits_of(head)
-    assert traits == (True, False, True)
-    got = http1.answer_head(head, traits, request_id=b"r", framing=None, keep_alive=True)
+    r = ResponseReader()
+    r.feed(
+        b"HTTP/1.1 200 OK\r\nConnection: close, X-Inner\r\nX-Inner: 1\r\nContent-Length: 4\r\n"
+        b"Vary: Origin\r\nX-Request-ID: a\r\n\r\nabcd"
+    )
+    assert (r.sized, r.events, r.hops) == (True, False, True)
+    got = http1.answer_head(r, b"r", None, True)
     assert got == b"HTTP/1.1 200 OK\r\nx-request-id: r\r\nContent-Length: 4\r\nVary: Origin\r\n\r\n"
-    got = http1.answer_head(head, traits, request_id=b"r", framing=b"\r\ntransfer-encoding: chunked", keep_alive=False)
+    got = http1.answer_head(r, b"r", b"\r\ntransfer-encoding: chunked", False)
     lines = b"x-request-id: r\r\nconnection: close\r\ntransfer-encoding: chunked\r\nVary: Origin\r\n\r\n"
     assert got == b"HTTP/1.1 200 OK\r\n" + lines
+
+
+def test_only_the_listed_fields_of_a_request_are_kept_for_the_engine():
+    r = reader()
+    r.feed(request_bytes(headers={"Accept": "a", "Accept-Encoding": "gzip", "X-Accept": "b", "ACCEPT": "c"}))
+    assert r.fields == b"\r\nContent-Type: application/json\r\nAccept: a\r\nACCEPT: c"

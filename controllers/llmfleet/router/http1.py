@@ -8,7 +8,7 @@ body pieces), and the bytes of heads that go out. Framing is never guessed: what
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple, cast
+from typing import Final, cast
 
 import httptools
 
@@ -34,18 +34,18 @@ PHRASES: Final = {
 }
 
 # llhttp has accepted the head before any of these reads it, so a field is exactly CR LF name colon value.
-_HOST: Final = re.compile(rb"\r\nhost:", re.IGNORECASE)
-_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
-_CODING: Final = re.compile(rb"\r\ntransfer-encoding:[ \t]*([^\r]*)", re.IGNORECASE)
-_EXPECT: Final = re.compile(rb"\r\nexpect:[ \t]*([^\r]*)", re.IGNORECASE)
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r]*", re.IGNORECASE)
 _CONNECTION: Final = re.compile(rb"\r\nconnection:([^\r]*)", re.IGNORECASE)
 _HOP_NAMES: Final = rb"connection|keep-alive|proxy-[a-z-]+|te|trailer|transfer-encoding|upgrade|x-request-id"
 _HOP: Final = re.compile(rb"\r\n(?:" + _HOP_NAMES + rb"):[^\r]*", re.IGNORECASE)
 # One pass over an answer's head finds all that matters in it.
 _TRAITS: Final = re.compile(
-    rb"\r\n(?:(content-length):|(content-type:[ \t]*text/event-stream)|(" + _HOP_NAMES + rb"):)", re.IGNORECASE
+    rb"\r\n(?:(content-length):|(content-type:[ \t]*text/event-stream)|(?:" + _HOP_NAMES + rb"):)", re.IGNORECASE
 )
+# Names told apart by their length alone.
+_HOST: Final = len("host")
+_CONTENT_LENGTH: Final = len("content-length")
+_TRANSFER_ENCODING: Final = len("transfer-encoding")
 _LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[^\r]*", re.IGNORECASE)
 
 
@@ -65,15 +65,16 @@ class RequestReader:
     """Reads one request after another from one client connection."""
 
     __slots__ = (
-        "_at_head",
         "_max_body",
         "_max_head",
         "_max_headers",
         "_parser",
+        "_pattern",
         "_raw",
         "body",
         "complete",
         "expects_continue",
+        "fields",
         "head",
         "keep_alive",
         "length",
@@ -85,7 +86,8 @@ class RequestReader:
         "wire",
     )
 
-    def __init__(self, *, max_head: int, max_headers: int, max_body: int) -> None:
+    def __init__(self, *, pattern: re.Pattern[bytes], max_head: int, max_headers: int, max_body: int) -> None:
+        self._pattern = pattern
         self._max_head, self._max_headers, self._max_body = max_head, max_headers, max_body
         self._start()
 
@@ -94,26 +96,17 @@ class RequestReader:
         self.body: list[bytes] = []
         self.on_body = self.body.append  # called by the parser without a Python frame
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
-        self._clear()
-
-    def _clear(self) -> None:
-        self._raw = b""
-        self._at_head = False
-        self.head = b""
-        self.method = b""
-        self.target = b""
-        self.version = b""
-        self.length = -1
-        self.wire = 0
-        self.complete = False
-        self.keep_alive = False
-        self.surplus = False
-        self.expects_continue = False
+        self.method = self.target = self.version = b""
+        self.keep_alive = self.surplus = False
+        self.next()
 
     def next(self) -> None:
         """Forget the request that was read; the next one starts with the next byte."""
+        self._raw = self.head = self.fields = b""
+        self.length = -1
+        self.wire = 0
+        self.complete = self.surplus = self.expects_continue = False
         self.body.clear()
-        self._clear()
 
     def close(self) -> None:
         """Break the reference cycle with the parser."""
@@ -126,9 +119,12 @@ class RequestReader:
 
     def take_body(self) -> bytes:
         """Hand over the whole body."""
-        body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
-        self.body.clear()
-        return body
+        body = self.body
+        if len(body) == 1:
+            return body.pop()
+        data = b"".join(body)
+        body.clear()
+        return data
 
     def feed(self, data: bytes) -> None:
         """Read more; afterwards `complete` says whether the request is whole, `head` whether its head is."""
@@ -146,10 +142,7 @@ class RequestReader:
         except httptools.HttpParserError as error:
             self._doubt(error)
         if in_head:
-            if self._at_head:
-                self._take_head()
-            elif len(self._raw) > self._max_head:
-                raise self._too_long()
+            self._take_head()
         if not self.complete and self.head and self.length < 0:
             self._check_growth()
 
@@ -182,41 +175,53 @@ class RequestReader:
         return BadMessage(f"the request head is longer than {self._max_head} bytes", 431)
 
     def _take_head(self) -> None:
+        """Read the head once it is whole; llhttp has accepted every byte of it."""
         raw = self._raw
         end = raw.find(b"\r\n\r\n")
+        if end < 0 or end > self._max_head:
+            if len(raw) > self._max_head:
+                raise self._too_long()
+            return
         self.head = head = raw[: end + 2]
         self._raw = b""
-        if end > self._max_head:
-            self._raw = raw
-            raise self._too_long()
+        self.wire -= end + 4
         if head.count(b"\r\n") > self._max_headers + 1:
             raise BadMessage(f"more than {self._max_headers} header fields", 431)
-        self.wire -= end + 4
         line = head[: head.find(b"\r\n")].split(b" ")
         if len(line) != 3:
             raise BadMessage("malformed request line")
         self.method, self.target, self.version = line
-        self._check_head(head)
+        self._take_fields(head)
 
-    def _check_head(self, head: bytes) -> None:
-        hosts = len(_HOST.findall(head))
-        if hosts > 1 or (hosts == 0 and self.version != b"HTTP/1.0"):
+    def _take_fields(self, head: bytes) -> None:
+        hosts = 0
+        fields = b""
+        for allowed, name, value in self._pattern.findall(head):
+            if allowed:
+                fields += allowed
+                continue
+            kind = len(name)
+            if kind == _HOST:
+                hosts += 1
+            elif kind == _CONTENT_LENGTH:
+                self.length = int(value)
+                if self.length > self._max_body:
+                    raise self._too_large()
+            elif kind == _TRANSFER_ENCODING:
+                if value.strip().lower() != b"chunked" or self.version == b"HTTP/1.0":
+                    raise BadMessage("the only transfer coding taken is chunked, in HTTP/1.1")
+            elif self.version != b"HTTP/1.0":
+                self._expect(value)
+        self.fields = fields
+        if hosts != 1 and (hosts or self.version != b"HTTP/1.0"):
             raise BadMessage("exactly one Host header is needed")
-        if not self.target.startswith(b"/"):
+        if self.target[:1] != b"/":
             raise BadMessage("the request target is not a path")
-        found = _LENGTH.search(head)
-        if found is not None:
-            self.length = int(found[1])
-            if self.length > self._max_body:
-                raise self._too_large()
-        elif (coding := _CODING.search(head)) is not None and (
-            coding[1].strip().lower() != b"chunked" or self.version == b"HTTP/1.0"
-        ):
-            raise BadMessage("the only transfer coding taken is chunked, in HTTP/1.1")
-        if (expect := _EXPECT.search(head)) is not None and self.version != b"HTTP/1.0":
-            if expect[1].strip().lower() != b"100-continue":
-                raise BadMessage("the only expectation met is 100-continue", 417)
-            self.expects_continue = not self.complete
+
+    def _expect(self, value: bytes) -> None:
+        if value.strip().lower() != b"100-continue":
+            raise BadMessage("the only expectation met is 100-continue", 417)
+        self.expects_continue = not self.complete
 
     def _check_growth(self) -> None:
         """Bound a body without an announced length, and what its framing may cost beside it."""
@@ -235,37 +240,10 @@ class RequestReader:
             self.surplus = True
             raise _Surplus
 
-    def on_headers_complete(self) -> None:
-        self._at_head = True
-
     def on_message_complete(self) -> None:
         self.complete = True
         # Only here: the flags are cleared as soon as the parser has left the message.
-        self.keep_alive = self._parser is not None and self._parser.should_keep_alive()
-
-
-class Traits(NamedTuple):
-    """What an answer's head says about its shape."""
-
-    sized: bool  # it announces a content length
-    events: bool  # it announces server-sent events
-    hops: bool  # it has fields that must not be passed on
-
-
-NO_TRAITS: Final = Traits(False, False, False)
-
-
-def traits_of(head: bytes) -> Traits:
-    """Read an answer's head."""
-    sized = events = hops = False
-    for length, stream, hop in _TRAITS.findall(head):
-        if length:
-            sized = True
-        elif stream:
-            events = True
-        elif hop:
-            hops = True
-    return Traits(sized, events, hops)
+        self.keep_alive = cast(httptools.HttpRequestParser, self._parser).should_keep_alive()
 
 
 class ResponseReader:
@@ -277,13 +255,15 @@ class ResponseReader:
         "_raw",
         "body",
         "complete",
+        "events",
         "head",
         "headed",
+        "hops",
         "keep_alive",
         "on_body",
+        "sized",
         "status",
         "surplus",
-        "traits",
     )
 
     def __init__(self, *, max_head: int = 1 << 17) -> None:
@@ -291,18 +271,17 @@ class ResponseReader:
         self.body: list[bytes] = []
         self.on_body = self.body.append
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self.status = 0
+        self.sized = False  # the head announces a content length
+        self.events = False  # it announces server-sent events
+        self.hops = False  # it has fields that must not be passed on
+        self.keep_alive = False
         self.next()
 
     def next(self) -> None:
         """Forget the answer that was read."""
-        self._raw = b""
-        self.head = b""
-        self.traits = NO_TRAITS
-        self.headed = False
-        self.status = 0
-        self.complete = False
-        self.keep_alive = False
-        self.surplus = False
+        self._raw = self.head = b""
+        self.headed = self.complete = self.surplus = False
         self.body.clear()
 
     def close(self) -> None:
@@ -314,8 +293,6 @@ class ResponseReader:
         parser = self._parser
         if parser is None:
             raise BadMessage("the connection is closed")
-        if not self.head:
-            self._raw = self._raw + data if self._raw else data
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -323,28 +300,35 @@ class ResponseReader:
                 raise BadMessage(f"malformed answer: {error}", 502) from None
             self.surplus = True
         if not self.head:
-            self._take_head()
+            self._raw = self._raw + data if self._raw else data
+            if self.headed:
+                self._take_head()
+            elif len(self._raw) > self._max_head:
+                raise BadMessage("the answer's head is too long", 502)
 
     def take_body(self) -> bytes:
         """Hand over the body bytes read since the last call."""
         body = self.body
-        if not body:
-            return b""
-        data = body[0] if len(body) == 1 else b"".join(body)
+        if len(body) == 1:
+            return body.pop()
+        data = b"".join(body)
         body.clear()
         return data
 
     def _take_head(self) -> None:
-        if not self.headed:
-            if len(self._raw) > self._max_head:
-                raise BadMessage("the answer's head is too long", 502)
-            return
         raw = self._raw
         while raw.startswith((b"HTTP/1.1 1", b"HTTP/1.0 1")):
             raw = raw[raw.find(b"\r\n\r\n") + 4 :]
         self.head = head = raw[: raw.find(b"\r\n\r\n") + 2]
-        self.traits = traits_of(head)
         self._raw = b""
+        self.sized = self.events = self.hops = False
+        for length, stream in _TRAITS.findall(head):
+            if length:
+                self.sized = True
+            elif stream:
+                self.events = True
+            else:
+                self.hops = True
 
     # ---- called by the parser ----
     def on_message_begin(self) -> None:
@@ -353,19 +337,20 @@ class ResponseReader:
             raise _Surplus
 
     def on_headers_complete(self) -> None:
-        parser = self._parser
-        self.status = parser.get_status_code() if parser is not None else 0
-        self.headed = self.status >= 200
+        self.status = status = cast(httptools.HttpResponseParser, self._parser).get_status_code()
+        self.headed = status >= 200
 
     def on_message_complete(self) -> None:
         if self.headed:
             self.complete = True
-            self.keep_alive = self._parser is not None and self._parser.should_keep_alive()
+            self.keep_alive = cast(httptools.HttpResponseParser, self._parser).should_keep_alive()
 
 
-def forwardable(names: tuple[str, ...]) -> re.Pattern[bytes]:
-    """Build the pattern that finds the header fields of these names in a head."""
-    return re.compile(rb"\r\n(?:" + b"|".join(re.escape(n.encode()) for n in names) + rb"):[^\r]*", re.IGNORECASE)
+def head_pattern(names: tuple[str, ...]) -> re.Pattern[bytes]:
+    """Build the pattern that reads a request's head in one pass: fields to forward, or those that frame it."""
+    allowed = b"|".join(re.escape(name.encode()) for name in names)
+    framing = rb"\r\n(host|content-length|transfer-encoding|expect):[ \t]*([^\r]*)"
+    return re.compile(rb"(\r\n(?:" + allowed + rb"):[^\r]*)|" + framing, re.IGNORECASE)
 
 
 def request_head(path: bytes, host: bytes, fields: bytes, request_id: bytes, length: int) -> bytes:
@@ -379,17 +364,18 @@ def request_head(path: bytes, host: bytes, fields: bytes, request_id: bytes, len
     )
 
 
-def answer_head(head: bytes, traits: Traits, *, request_id: bytes, framing: bytes | None, keep_alive: bool) -> bytes:
+def answer_head(reader: ResponseReader, request_id: bytes, framing: bytes | None, keep_alive: bool) -> bytes:
     """Turn an engine's head into the client's: without hop-by-hop fields, with our id and our framing.
 
     `framing` None keeps the engine's content-length; anything else, even empty, replaces it.
     """
-    if traits.hops:
+    head = reader.head
+    if reader.hops:
         named = _CONNECTION.search(head)
         if named is not None:
             head = _without_named(head, named[1])
         head = _HOP.sub(b"", head)
-    if framing is not None and traits.sized:
+    if framing is not None and reader.sized:
         head = _LENGTH_FIELD.sub(b"", head)
     start = head.find(b"\r\n")
     return b"HTTP/1.1%b\r\nx-request-id: %b%b%b%b\r\n" % (

@@ -57,14 +57,10 @@ class Router:
         self.draining = False
         self.max_connections = 1
         self.clients: set[Client] = set()
-        self.fields = http1.forwardable(settings.forward_headers)
+        self.head_pattern = http1.head_pattern(settings.forward_headers)
         # Unique over processes and restarts; engines derive their own ids from it.
         prefix = b"req-" + secrets.token_hex(8).encode()
-        self._ids = (b"%b%08x" % (prefix, number) for number in itertools.count())
-
-    def next_id(self) -> bytes:
-        """Return a new request id."""
-        return next(self._ids)
+        self.ids = (b"%b%08x" % (prefix, number) for number in itertools.count())
 
     def released(self, pool: ModelPool, backend: Backend) -> None:
         """A slot became free; requests held for one would be started here."""
@@ -119,7 +115,10 @@ class Client(asyncio.Protocol):
         self._router = router
         limits = router.settings.limits
         self._reader = http1.RequestReader(
-            max_head=limits.max_header_bytes, max_headers=limits.max_headers, max_body=limits.max_body_bytes
+            pattern=router.head_pattern,
+            max_head=limits.max_header_bytes,
+            max_headers=limits.max_headers,
+            max_body=limits.max_body_bytes,
         )
         self._exchange: Exchange | None = None
         self.phase = IDLE
@@ -195,10 +194,9 @@ class Client(asyncio.Protocol):
     def _request(self) -> None:
         """A whole request was read: answer it here or hand it to an exchange."""
         reader, router = self._reader, self._router
-        path = policy.path_of(reader.target)
-        route = policy.ENGINE_ROUTES.get(path)
+        route = policy.ENGINE_ROUTES.get(policy.path_of(reader.target))
         if route is None or reader.method != b"POST":
-            self._answer_local(path)
+            self._answer_local(policy.path_of(reader.target))
             return
         try:
             admitted = policy.admit(route, reader.take_body())
@@ -207,17 +205,17 @@ class Client(asyncio.Protocol):
             self._refuse(error, keep_alive=self._may_stay(), dialect=route.dialect)
             return
         self._exchange = exchange = Exchange(
-            router=router,
-            client=self,
-            route=route,
-            admitted=admitted,
-            pool=pool,
-            stats=router.metrics.model(pool.name),
-            request_id=router.next_id(),
-            fields=b"".join(router.fields.findall(reader.head)),
-            keep_alive=self._may_stay(),
-            version_10=reader.version == b"HTTP/1.0",
-            now=router.loop.time(),
+            router,
+            self,
+            route,
+            admitted,
+            pool,
+            router.metrics.model(pool.name),
+            next(router.ids),
+            reader.fields,
+            self._may_stay(),
+            reader.version == b"HTTP/1.0",
+            router.loop.time(),
         )
         exchange.start()
 
@@ -266,7 +264,9 @@ class Client(asyncio.Protocol):
             self._finish()
             return
         self._reader.next()
-        self._enter(IDLE, self._router.settings.timeouts.idle_seconds)
+        self.phase = IDLE
+        router = self._router
+        self._deadline = router.loop.time() + router.settings.timeouts.idle_seconds
 
     def _finish(self) -> None:
         """Close; a client that is still sending is drained for a moment, as a reset could destroy the answer."""
@@ -279,7 +279,7 @@ class Client(asyncio.Protocol):
 
     def _answer(self, status: int, body: bytes, extra: bytes = b"") -> None:
         keep_alive = self._may_stay()
-        self.write(http1.reply(status, body, request_id=self._router.next_id(), keep_alive=keep_alive, extra=extra))
+        self.write(http1.reply(status, body, request_id=next(self._router.ids), keep_alive=keep_alive, extra=extra))
         self.answered(keep_alive)
 
     def _refuse(self, refusal: Refusal, *, keep_alive: bool, dialect: Dialect = Dialect.PLAIN) -> None:
@@ -294,7 +294,7 @@ class Client(asyncio.Protocol):
             http1.reply(
                 status,
                 body,
-                request_id=self._router.next_id(),
+                request_id=next(self._router.ids),
                 keep_alive=keep_alive,
                 extra=extra,
                 with_body=with_body,

@@ -1,4 +1,4 @@
-"""The engine side: one `Exchange` per request, one `Upstream` per engine connection.
+"""One `Exchange` per request: from the choice of an engine to the last byte of its answer.
 
 In: an admitted request and a client to answer. Out: the engine's answer, relayed as it comes; or, before its first
 byte was forwarded, a second engine; or, after, an error event or a reset. The head of an answer is held until it can be
@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, cast
 import orjson
 
 from llmfleet.router import errors, http1
+from llmfleet.router.client import Upstream, take_idle
 from llmfleet.router.errors import Code, Refusal
 from llmfleet.router.limits import Settings
 from llmfleet.router.pick import Backend, ModelPool, pick
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 RETRYABLE: Final = frozenset({500, 503})  # a draining or failing engine; never 429
 MAX_ATTEMPTS: Final = 2
 CHUNKED: Final = b"\r\ntransfer-encoding: chunked"
+# A unary 200 that is in truth a request the engine gave up; quotes inside an answer's text are escaped.
+_ABORTED: Final = re.compile(rb'"finish_reason":\s*"(?:abort|error)"')
 
 
 class Stage(IntEnum):
@@ -74,92 +77,6 @@ class Requester(Protocol):
         """The answer is over; read the next request or close."""
 
 
-class Upstream(asyncio.Protocol):
-    """One connection to an engine; `owner` is the exchange that is on it, if any."""
-
-    __slots__ = ("_paused", "backend", "fresh", "idle_since", "owner", "reader", "transport")
-
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.owner: Exchange | None = None
-        self._paused = False
-        self.fresh = True  # no answer was read on it yet
-        self.idle_since = 0.0
-        self.reader = http1.ResponseReader()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    def begin(self, owner: Exchange, head: bytes, body: bytes) -> None:
-        """Send a request; its answer goes to the owner."""
-        self.owner = owner
-        self.reader.next()
-        transport = self.transport
-        if len(body) < 65536:
-            transport.write(head + body)
-        else:
-            transport.write(head)
-            transport.write(body)
-
-    def data_received(self, data: bytes) -> None:
-        owner = self.owner
-        if owner is None:
-            self.transport.abort()  # bytes nobody asked for: the connection cannot be trusted
-            return
-        reader = self.reader
-        try:
-            reader.feed(data)
-        except http1.BadMessage as error:
-            self.drop()
-            owner.lost(self, f"bad answer: {error}")
-            return
-        owner.progress(self)
-
-    def free(self, now: float) -> None:
-        """Keep the connection for the next request, if its last answer left it clean."""
-        reader = self.reader
-        self.owner = None
-        if not reader.complete or not reader.keep_alive or reader.surplus or not self.backend.listed:
-            self.transport.abort()
-            return
-        self.fresh = False
-        self.idle_since = now
-        self.flow(True)
-        self.backend.idle.append(self)
-
-    def drop(self) -> None:
-        """Close at once, so that the engine stops working on the request."""
-        self.owner = None
-        self.transport.abort()
-
-    def flow(self, on: bool) -> None:
-        """Read from the engine, or stop for a while; a transport that is closing refuses either."""
-        if on is self._paused and not self.transport.is_closing():
-            self._paused = not on
-            if on:
-                self.transport.resume_reading()
-            else:
-                self.transport.pause_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        owner, self.owner = self.owner, None
-        self.reader.close()
-        if owner is not None:
-            owner.lost(self, "connection closed")
-        elif self in self.backend.idle:
-            self.backend.idle.remove(self)
-
-
-def take_idle(backend: Backend, now: float, max_idle: float) -> Upstream | None:
-    """Return the most recently used kept connection; engines close idle ones after 5 s, so older ones are dropped."""
-    while backend.idle:
-        upstream: Upstream = backend.idle.pop()
-        if now - upstream.idle_since < max_idle and not upstream.transport.is_closing():
-            return upstream
-        upstream.transport.abort()
-    return None
-
-
 class Exchange:
     """One request on its way: holds at most one slot, on at most one engine, at any time."""
 
@@ -172,23 +89,19 @@ class Exchange:
         "_client",
         "_connecting",
         "_fields",
-        "_head",
         "_held",
         "_held_size",
         "_keep_alive",
         "_last",
-        "_outcome",
         "_pool",
         "_request_id",
         "_route",
         "_router",
         "_scanner",
-        "_settings",
         "_stage",
         "_started",
         "_stats",
         "_status",
-        "_traits",
         "_ttft_seen",
         "_upstream",
         "_version_10",
@@ -196,7 +109,6 @@ class Exchange:
 
     def __init__(
         self,
-        *,
         router: Services,
         client: Requester,
         route: Route,
@@ -209,7 +121,7 @@ class Exchange:
         version_10: bool,
         now: float,
     ) -> None:
-        self._router, self._client, self._settings = router, client, router.settings
+        self._router, self._client = router, client
         self._route, self._pool, self._stats = route, pool, stats
         self._body, self._choices = admitted.body, admitted.choices
         self._request_id, self._fields = request_id, fields
@@ -221,8 +133,6 @@ class Exchange:
         self._upstream: Upstream | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._scanner: Scanner | None = None
-        self._head = b""
-        self._traits = http1.NO_TRAITS
         self._held: list[bytes] = []
         self._held_size = 0
         self._chunked = False
@@ -251,17 +161,18 @@ class Exchange:
         self._attempts += 1
         backend.in_flight += 1  # before anything else can pick: a burst must not see stale loads
         self._backend = backend
-        loop = self._router.loop
-        upstream = None if fresh else take_idle(backend, loop.time(), self._settings.timeouts.upstream_idle_seconds)
-        if upstream is not None:
-            self._attach(upstream)
-        else:
-            self._connecting = loop.create_task(self._connect(backend))
+        router = self._router
+        if not fresh and backend.idle:
+            upstream = take_idle(backend, router.loop.time(), router.settings.timeouts.upstream_idle_seconds)
+            if upstream is not None:
+                self._attach(upstream)
+                return
+        self._connecting = router.loop.create_task(self._connect(backend))
 
     async def _connect(self, backend: Backend) -> None:
         loop = self._router.loop
         try:
-            async with asyncio.timeout(self._settings.timeouts.connect_seconds):
+            async with asyncio.timeout(self._router.settings.timeouts.connect_seconds):
                 _, upstream = await loop.create_connection(lambda: Upstream(backend), backend.host, backend.port)
         except (OSError, TimeoutError) as error:
             self._connecting = None
@@ -272,11 +183,10 @@ class Exchange:
 
     def _attach(self, upstream: Upstream) -> None:
         self._upstream = upstream
+        body = self._body
         request_id = self._request_id if self._attempts == 1 else self._request_id + b"-r"
-        head = http1.request_head(
-            self._route.path, upstream.backend.host_field, self._fields, request_id, len(self._body)
-        )
-        upstream.begin(self, head, self._body)
+        head = http1.request_head(self._route.path, upstream.backend.host_field, self._fields, request_id, len(body))
+        upstream.begin(self, head, body)
         if self._client.blocked:
             upstream.flow(False)
 
@@ -292,7 +202,7 @@ class Exchange:
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             if upstream.reader.complete:
-                upstream.free(self._router.loop.time())
+                upstream.free(self._last)
             else:
                 upstream.drop()
         if self._connecting is not None:
@@ -320,7 +230,6 @@ class Exchange:
     def _reset(self) -> None:
         self._stage = WAITING
         self._scanner = None
-        self._head = b""
         self._held.clear()
         self._held_size = 0
 
@@ -348,8 +257,7 @@ class Exchange:
         if stage is WAITING:
             if not reader.head:
                 return
-            self._judge_head(reader)
-            stage = self._stage
+            stage = self._judge_head(reader)
         if stage is UNARY:
             self._hold_unary(reader)
         elif stage is EVENTS:
@@ -374,20 +282,18 @@ class Exchange:
             stale = not upstream.fresh and self._stage is WAITING
             self._failed("reset", detail, same_engine=stale)
 
-    def _judge_head(self, reader: http1.ResponseReader) -> None:
+    def _judge_head(self, reader: http1.ResponseReader) -> Stage:
         """Decide by the head whether this is a stream, a unary answer, or a reason to ask another engine."""
-        status = reader.status
+        self._status = status = reader.status
         if status in RETRYABLE and self._retry("status"):
-            return
-        self._status = status
-        self._head, self._traits = reader.head, reader.traits
-        if status == 200 and reader.traits.events:
+            return WAITING
+        if status == 200 and reader.events:
             self._stage = EVENTS
-            self._scanner = Scanner(
-                self._route.dialect, expected=self._choices, max_event=self._settings.limits.max_event_bytes
-            )
+            limit = self._router.settings.limits.max_event_bytes
+            self._scanner = Scanner(self._route.dialect, expected=self._choices, max_event=limit)
         else:
             self._stage = UNARY
+        return self._stage
 
     # ---- streams ----
 
@@ -418,7 +324,7 @@ class Exchange:
         if scanner.error is not None:
             self._first_event_is_error(scanner.error)
             return
-        self._open_stream()
+        self._open_stream(reader)
         self._forward(b"".join(self._held), scanner, reader)
 
     def _first_event_is_error(self, error: dict[str, Any]) -> None:
@@ -428,19 +334,13 @@ class Exchange:
         self._detach()
         self._answer_whole(status, orjson.dumps({"error": error}), outcome="failed")
 
-    def _open_stream(self) -> None:
+    def _open_stream(self, reader: http1.ResponseReader) -> None:
         self._stage = STREAMING
         self._body = b""
         self._chunked = not self._version_10
         self._keep_alive = self._keep_alive and self._chunked and not self._router.draining
-        head = http1.answer_head(
-            self._head,
-            self._traits,
-            request_id=self._request_id,
-            framing=CHUNKED if self._chunked else b"",
-            keep_alive=self._keep_alive,
-        )
-        self._client.write(head)
+        framing = CHUNKED if self._chunked else b""
+        self._client.write(http1.answer_head(reader, self._request_id, framing, self._keep_alive))
 
     def _stream(self, reader: http1.ResponseReader) -> None:
         scanner = cast(Scanner, self._scanner)
@@ -488,50 +388,38 @@ class Exchange:
     def _hold_unary(self, reader: http1.ResponseReader) -> None:
         """Hold a unary answer while it fits: a cut one can then still be asked for again."""
         piece = reader.take_body()
-        if piece:
+        if reader.complete:
+            self._finish_unary(reader, b"".join([*self._held, piece]) if self._held else piece)
+        elif piece:
             self._held.append(piece)
             self._held_size += len(piece)
-        if reader.complete:
-            self._finish_unary()
-        elif self._held_size > self._settings.limits.max_held_answer_bytes:
-            self._open_unary(reader)
+            if self._held_size > self._router.settings.limits.max_held_answer_bytes:
+                self._open_unary(reader)
 
-    def _finish_unary(self) -> None:
-        body = self._held[0] if len(self._held) == 1 else b"".join(self._held)
-        if self._status == 200 and self._route.counts_choices and _aborted(body):
+    def _finish_unary(self, reader: http1.ResponseReader, body: bytes) -> None:
+        """Forward a whole answer, unless it is one that the engine gave up."""
+        status = self._status
+        if status == 200 and self._route.counts_choices and _ABORTED.search(body) is not None:
             if not self._retry("aborted"):
                 self._detach()
                 self._refuse(errors.lost(Code.UPSTREAM_FAILED, "the engine gave the request up"), outcome="failed")
             return
+        keep_alive = self._keep_alive and not self._router.draining
+        framing = None if reader.sized else b"\r\ncontent-length: %d" % len(body)
+        answer = http1.answer_head(reader, self._request_id, framing, keep_alive) + body
         self._detach()
-        self._write_unary(body)
-
-    def _write_unary(self, body: bytes) -> None:
-        self._keep_alive = self._keep_alive and not self._router.draining
-        head = http1.answer_head(
-            self._head,
-            self._traits,
-            request_id=self._request_id,
-            framing=None if self._traits.sized else b"\r\ncontent-length: %d" % len(body),
-            keep_alive=self._keep_alive,
-        )
-        self._client.write(head + body)
-        self._over("complete" if self._status < 500 else "failed", keep_alive=self._keep_alive)
+        self._client.write(answer)
+        self._over("complete" if status < 500 else "failed", keep_alive=keep_alive)
 
     def _open_unary(self, reader: http1.ResponseReader) -> None:
         """Start forwarding an answer that is too large to hold."""
         self._stage = PASSING
         self._body = b""
-        sized = self._traits.sized
+        sized = reader.sized
         self._chunked = not sized and not self._version_10
         self._keep_alive = self._keep_alive and (sized or self._chunked) and not self._router.draining
-        head = http1.answer_head(
-            self._head,
-            self._traits,
-            request_id=self._request_id,
-            framing=None if sized else CHUNKED if self._chunked else b"",
-            keep_alive=self._keep_alive,
-        )
+        framing = None if sized else CHUNKED if self._chunked else b""
+        head = http1.answer_head(reader, self._request_id, framing, self._keep_alive)
         body = b"".join(self._held)
         self._held.clear()
         self._client.write(head + (http1.chunk(body) if self._chunked else body))
@@ -581,7 +469,7 @@ class Exchange:
         stats.in_flight -= 1
         stats.requests[(self._status, outcome)] += 1
         if outcome == "complete":
-            stats.duration.observe(self._router.loop.time() - self._started)
+            stats.duration.observe(self._last - self._started)
         self._body = b""
         self._held.clear()
         if answered:
@@ -602,7 +490,7 @@ class Exchange:
 
     def check(self, now: float) -> None:
         """Give up on an engine that is silent for too long; called a few times a second."""
-        timeouts = self._settings.timeouts
+        timeouts = self._router.settings.timeouts
         if self._stage <= UNARY:
             if now - self._started > timeouts.first_event_seconds:
                 self._detach()
@@ -618,11 +506,3 @@ class Exchange:
             self._end_stream(whole=True)
         else:
             self._break_stream("stalled", Code.UPSTREAM_TIMEOUT, "the engine stopped in the middle of the answer")
-
-
-_ABORTED: Final = re.compile(rb'"finish_reason":\s*"(?:abort|error)"')
-
-
-def _aborted(body: bytes) -> bool:
-    """Whether a unary 200 is in truth a request the engine gave up; quotes inside answers are escaped."""
-    return _ABORTED.search(body) is not None
