@@ -173,14 +173,17 @@ class Api:
 
     def delete(
         self, ref: Ref, uid: str, *, grace_seconds: int | None = None, propagation: Propagation | None = None
-    ) -> None:
-        """Delete the object with this UID. Conflict when another one has its name by now."""
+    ) -> str:
+        """Delete the object with this UID. Conflict when another one has its name by now.
+
+        Returns the resourceVersion of an object that stays behind a finalizer or a grace period, else nothing."""
         body: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
         if grace_seconds is not None:
             body["gracePeriodSeconds"] = grace_seconds
         if propagation is not None:
             body["propagationPolicy"] = propagation
-        self._send(ref.kind, "delete", "DELETE", ref.path, {}, body, "application/json")
+        answer = _object(self._send(ref.kind, "delete", "DELETE", ref.path, {}, body, "application/json"))
+        return str((answer.get("metadata") or {}).get("resourceVersion") or "")
 
     def _write(
         self,

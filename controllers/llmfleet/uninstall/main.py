@@ -19,7 +19,6 @@ from llmfleet import names
 from llmfleet.kube.client import Api
 from llmfleet.kube.errors import Conflict, Forbidden, KubeError, NotFound
 from llmfleet.kube.execute import execute
-from llmfleet.kube.plan import Delete
 from llmfleet.kube.refs import AUTOSCALER, CLAIM, LLMCLUSTER, Kind, Manifest, ref_of, uid_of
 from llmfleet.kube.transport.client import Transport, find_credentials
 from llmfleet.uninstall.progress import Deleted, Wait, belongs, describe, overdue, plan_strip, shows_life
@@ -122,8 +121,12 @@ class Uninstall:
                 deleted.setdefault(uid, Deleted(version=metadata.get("resourceVersion", ""), at=time.monotonic()))
                 continue
             try:
-                execute((Delete(ref=ref_of(obj), uid=uid, propagation="Background"),), self._api)
+                # The version right after the deletion: whatever is written later is a sign of life.
+                version = self._api.delete(ref_of(obj), uid, propagation="Background")
+                deleted[uid] = Deleted(version=version, at=time.monotonic())
                 self._say(f"deleting {ref_of(obj)}")
+            except NotFound:
+                continue
             except KubeError as error:
                 self._say(f"cannot delete {ref_of(obj)}: {error}")
 

@@ -51,9 +51,9 @@ def shows_life(left: Sequence[Manifest], deleted: Mapping[str, Deleted]) -> bool
     present = {uid_of(obj) for obj in left}
     if any(uid not in present for uid in deleted):
         return True
-    return any(
-        obj["metadata"].get("resourceVersion") != deleted[uid_of(obj)].version for obj in left if uid_of(obj) in deleted
-    )
+    # An object that was read before its deletion says nothing about what happened since.
+    read_after = (obj for obj in left if uid_of(obj) in deleted and obj["metadata"].get("deletionTimestamp"))
+    return any(obj["metadata"].get("resourceVersion") != deleted[uid_of(obj)].version for obj in read_after)
 
 
 def overdue(

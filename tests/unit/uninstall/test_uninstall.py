@@ -19,7 +19,7 @@ from llmfleet.kube.errors import KubeError
 from llmfleet.kube.refs import AUTOSCALER, CLAIM, LLMCLUSTER, Kind, Ref
 from llmfleet.kube.transport.client import Anonymous, Transport
 from llmfleet.uninstall.main import Uninstall
-from llmfleet.uninstall.progress import Deleted, Wait, overdue, plan_strip
+from llmfleet.uninstall.progress import Deleted, Wait, overdue, plan_strip, shows_life
 
 SPEC = {"model": "m", "replicas": 1, "gpusPerPod": 1, "tensorParallelSize": 1, "image": "i:1"}
 FLEET = {"serving.ai/fleet": "f"}
@@ -116,6 +116,19 @@ def test_a_living_operator_drains_everything_and_nobody_strips(api: Api, namespa
     assert not any("took the finalizer" in line for line in lines)
     assert "all 3 llmclusters are gone" in lines
     assert any("Draining: 3 requests in flight" in line for line in lines)
+
+
+def test_an_operator_that_answers_before_we_look_again_counts_as_alive(api: Api, namespace: str) -> None:
+    """Its first write may land between our deletion and our next list."""
+    instance(api, namespace, "a")
+    run = Uninstall(api, namespace, "rel", 60.0, say=lambda _line: None)
+    deleted: dict[str, Deleted] = {}
+    run._delete_new(run._find(LLMCLUSTER), deleted)
+    assert not shows_life(run._find(LLMCLUSTER), deleted)
+    api.merge_patch(
+        Ref(kind=LLMCLUSTER, namespace=namespace, name="a"), {"metadata": {"annotations": {"serving.ai/x": "y"}}}
+    )
+    assert shows_life(run._find(LLMCLUSTER), deleted)
 
 
 def test_a_dead_operator_is_noticed_and_the_finalizers_go(
