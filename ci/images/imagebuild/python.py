@@ -72,7 +72,9 @@ def scripts(targets: Mapping[str, str]) -> Tree:
 
 def _script(target: str) -> str:
     module, _, function = target.partition(":")
-    return f"{SHEBANG}\nimport sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
+    # A spawned worker process imports this file again and must not start over.
+    start = f'if __name__ == "__main__":\n    sys.exit({function}())\n'
+    return f"{SHEBANG}\nimport sys\n\nfrom {module} import {function}\n\n{start}"
 
 
 def byte_code(sources: Tree, base: Mapping[str, Entry], *, cache: Path) -> Tree:

@@ -4,6 +4,7 @@ In: a checkout, a store, an archive of Debian packages. Out: OCI archives and un
 shared by several images are the same bytes, so a node stores them once.
 """
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -153,3 +154,15 @@ class Kitchen:
 
     def _redis(self) -> Tree:
         return self._debian(self._checkout.packages("redis")) | root.applets() | root.redis_data()
+
+    def _vllm_cpu(self) -> tuple[object, Callable[[], Tree]]:
+        """What vLLM's CPU backend needs of a machine; vLLM itself is mounted (images/vllm-cpu/README.md)."""
+        packages = self._checkout.packages("vllm-cpu")
+        launcher = tree.read_folder(self._checkout.folder / "images/vllm-cpu/files")
+        return (packages, tree.fingerprint(launcher)), lambda: self._machine(packages) | launcher | root.vllm_links()
+
+    def _machine(self, packages: Sequence[debian.Package]) -> Tree:
+        """Take libraries and lscpu; the rest of util-linux is for machines that boot."""
+        unpacked = debian.file_system(self._packages.fetch(packages))
+        tools = [path for path in unpacked if re.match(r"usr/s?bin/(?!lscpu$)|etc/|usr/share/(?!doc/)", path)]
+        return tree.without(unpacked, lambda path: path in tools)

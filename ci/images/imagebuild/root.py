@@ -63,3 +63,13 @@ def python_link(version: str) -> Tree:
 def redis_data() -> Tree:
     """Return the folder redis-server works in; a pod mounts a volume over it."""
     return {"data": tree.folder(mode=0o775, uid=999, gid=999)}
+
+
+def vllm_links() -> Tree:
+    """Let the mounted environment be importable, and its model be where the demo's values look for it."""
+    site = "/opt/vllm/venv/lib/python3.11/site-packages"
+    return {
+        "opt/vllm": tree.folder(),
+        "models/tiny": tree.link("/opt/vllm/model"),
+        "usr/local/lib/python3.11/dist-packages/vllm-environment.pth": tree.file(f"{site}\n"),
+    }
