@@ -11,7 +11,10 @@ from typing import Any
 from llmfleet_sim.config import EngineConfig
 from llmfleet_sim.errors import ApiError, Problem, bad_request, invalid, wrong_model
 from llmfleet_sim.fields import Fields
-from llmfleet_sim.tokens import VOCABULARY, Tokens, encode, encode_chat, message_text
+from llmfleet_sim.tokens import VOCABULARY, Tokens, chat_text, decode, encode, encode_chat, message_text
+
+# The longest token of the tokenizer that the recorded answers come from.
+_CHARACTERS_PER_TOKEN = 13
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +76,7 @@ def completion_ask(body: Mapping[str, Any], config: EngineConfig) -> Ask:
         raise ApiError(400, message, "BadRequestError", "suffix")
     prompts = _prompts(body["prompt"], kind)
     echo_only = echo and limit == 0
-    limits = tuple(_limit(p, 1 if echo_only else limit, "max_tokens", config, kind == "text") for p in prompts)
+    limits = tuple(_limit(p, 1 if echo_only else limit, "max_tokens", config, _characters(p, kind)) for p in prompts)
     _check_sampling(body, common, logprobs, limits[0])
     options = body.get("stream_options") or {}
     return Ask(
@@ -109,7 +112,7 @@ def chat_ask(body: Mapping[str, Any], config: EngineConfig) -> Ask:
     _check_chat_support(body, name)
     prompt = encode_chat(messages, open_answer=body.get("add_generation_prompt", True) is not False)
     used = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
-    limits = (_limit(prompt, limit, used, config, True),)
+    limits = (_limit(prompt, limit, used, config, len(chat_text(prompt))),)
     _check_sampling(body, common, top if logprobs else None, limits[0])
     options = body.get("stream_options") or {}
     return Ask(
@@ -208,25 +211,37 @@ def _prompts(prompt: Any, kind: str) -> tuple[Tokens, ...]:
     return tuple(array("Q", ids) for ids in lists)
 
 
-def _limit(prompt: Tokens, asked: int | None, name: str, config: EngineConfig, is_text: bool) -> int:
+def _characters(prompt: Tokens, kind: str) -> int:
+    """Count the characters of a text prompt; a prompt of ids has none."""
+    return len(decode(prompt)) if kind == "text" else 0
+
+
+def _limit(prompt: Tokens, asked: int | None, name: str, config: EngineConfig, characters: int) -> int:
     """Check lengths and give the tokens that may be generated."""
     longest, have = config.max_model_len, len(prompt)
     if asked is not None and asked > longest:
         message = f"{name}={asked} cannot be greater than max_model_len={longest}. Please request fewer output tokens."
         raise bad_request(message, name, asked)
     if have > longest:
-        count, words = (longest + 1, "at least ") if is_text else (have, "")
-        message = (
-            f"This model's maximum context length is {longest} tokens. However, your prompt contains "
-            f"{words}{count} input tokens, which exceeds this limit even without any output tokens. "
-            "Please reduce the length of the input prompt."
-        )
-        raise bad_request(message, "input_tokens", count)
+        raise _too_long(have, longest, characters)
     room = longest - have
     limit = room if asked is None else min(asked, room)
     if limit < 1:
         raise bad_request(f"max_tokens must be at least 1, got {limit}.", "max_tokens", limit)
     return limit
+
+
+def _too_long(have: int, longest: int, characters: int) -> ApiError:
+    """Refuse a prompt: by its characters alone where they cannot fit, else by tokens, counted one past the limit."""
+    start = f"This model's maximum context length is {longest} tokens. However, your prompt contains "
+    end = "Please reduce the length of the input prompt."
+    most = longest * _CHARACTERS_PER_TOKEN
+    if characters > most:
+        bound = f"(more than {most} characters, which is the upper bound for {longest} input tokens). "
+        return bad_request(f"{start}{characters} characters {bound}{end}", "input_text", characters)
+    count, words = (longest + 1, "at least ") if characters else (have, "")
+    reason = "which exceeds this limit even without any output tokens. "
+    return bad_request(f"{start}{words}{count} input tokens, {reason}{end}", "input_tokens", count)
 
 
 def _check_sampling(body: Mapping[str, Any], common: Mapping[str, Any], logprobs: int | None, limit: int) -> None:

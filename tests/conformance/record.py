@@ -1,0 +1,32 @@
+"""Write what real vLLM answers: `python -m conformance.record` from the folder `tests` (starts vLLM on CPU).
+
+In: cases.py and a real engine. Out: recorded/answers.json and recorded/metrics.json, the expectation that
+both engines are held to.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from conformance.cases import CASES
+from conformance.client import exchange
+from conformance.engine import REAL, launch, patience
+from conformance.shapes import answer_shape, metric_shape
+
+RECORDED = Path(__file__).resolve().parent / "recorded"
+
+
+def main() -> None:
+    """Record everything once."""
+    with tempfile.TemporaryDirectory() as folder, launch(REAL, Path(folder)) as engine:
+        engine.until_up(patience(REAL))
+        metrics = metric_shape(engine.get("/metrics").body.decode())
+        answers = {case.name: answer_shape(exchange(engine.port, case)) for case in CASES}
+    for name, value in (("answers", answers), ("metrics", metrics)):
+        (RECORDED / f"{name}.json").write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    print(f"recorded {len(answers)} answers and {len(metrics)} metric families", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""What happens over time: streams against unary answers, disconnects, limits, keys, signals."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conformance.engine import launch, patience
+from sim.engine import Process, read_all, wait_for
+
+OPTIONS = (
+    *("--api-key", "sekret", "--max-num-queued-reqs", "2", "--max-num-seqs", "1", "--fingerprint-mode", "none"),
+    *("--enable-request-id-headers", "--enable-prompt-tokens-details", "--enable-server-load-tracking"),
+    *("--scheduling-policy", "priority", "--sse-keep-alive-interval", "1", "--shutdown-timeout", "20"),
+    *("--served-model-name", "tiny", "alias"),
+)
+KEY = {"Authorization": "Bearer sekret"}
+
+
+@pytest.fixture(scope="module")
+def guarded(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """One engine with a key, limits and a shutdown timeout."""
+    folder: Path = tmp_path_factory.mktemp("guarded")
+    with launch(kind, folder, *OPTIONS) as process:
+        yield process.until_up(patience(kind))
+
+
+def last_events(data: bytes) -> list[bytes]:
+    return [line[6:] for line in data.split(b"\n") if line.startswith(b"data: ")][-2:]
+
+
+def test_a_stream_and_a_unary_answer_say_the_same(engine):
+    asked = {"model": "tiny", "prompt": "The quick brown", "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    whole = engine.post("/v1/completions", asked).json()
+    usage = {"stream_options": {"include_usage": True}, "stream": True}
+    events = engine.post("/v1/completions", {**asked, **usage}).events()
+    assert "".join(e["choices"][0]["text"] for e in events[:-2]) == whole["choices"][0]["text"]
+    assert events[-2]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"] == 12
+
+
+def test_a_stop_string_ends_the_answer_before_itself(engine):
+    asked = {"prompt": "The quick brown", "max_tokens": 24, "temperature": 0, "ignore_eos": True}
+    text = engine.post("/v1/completions", asked).json()["choices"][0]["text"]
+    stop = text[len(text) // 2 :][:2]
+    cut = text[: text.index(stop)]
+    choice = engine.post("/v1/completions", {**asked, "stop": [stop]}).json()["choices"][0]
+    assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == (cut, "stop", stop)
+    events = engine.post("/v1/completions", {**asked, "stop": [stop], "stream": True}).events()
+    assert "".join(e["choices"][0]["text"] for e in events[:-1]) == cut
+    assert events[-2]["choices"][0]["stop_reason"] == stop
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_aborts_its_request_and_counts_nowhere(engine, stream):
+    made, ended = engine.metric("vllm:generation_tokens_total"), engine.metric("vllm:e2e_request_latency_seconds_count")
+    link = engine.open(stream=stream, max_tokens=1000)
+    assert wait_for(lambda: engine.metric("vllm:num_requests_running") == 1)
+    link.close()
+    assert wait_for(lambda: engine.metric("vllm:num_requests_running") == 0)
+    assert engine.metric("vllm:generation_tokens_total") - made < 1000
+    assert engine.metric("vllm:e2e_request_latency_seconds_count") == ended
+    assert engine.metric("vllm:request_success_total", finished_reason="abort") == 0
+
+
+def test_a_long_prompt_is_found_in_the_prefix_cache_the_second_time(engine):
+    prompt, hits = [300 + n % 100 for n in range(400)], engine.metric("vllm:prefix_cache_hits_total")
+    for _ in range(2):
+        engine.complete(prompt=prompt, max_tokens=1)
+    assert engine.metric("vllm:prefix_cache_hits_total") - hits == 384
+    assert engine.metric("vllm:prompt_tokens_by_source_total", source="local_cache_hit") >= 384
+
+
+def test_sigterm_ends_a_stream_with_abort_or_an_error_then_done_and_status_0(engine):
+    stream = engine.open(stream=True, max_tokens=1000)
+    assert wait_for(lambda: engine.metric("vllm:num_requests_running") == 1)
+    engine.signal(signal.SIGTERM)
+    data = read_all(stream)
+    event, done = last_events(data)
+    assert b'"finish_reason":"abort"' in event or b'"InternalServerError","param":null,"code":500' in event
+    assert done == b"[DONE]" and data.endswith(b"0\r\n\r\n")
+    assert engine.exit_code(120) == 0
+    assert not engine.up()
+
+
+def test_a_key_guards_only_some_prefixes(guarded):
+    refused = guarded.complete()
+    assert (refused.status, refused.json()) == (401, {"error": "Unauthorized"})
+    for path in ("/health", "/metrics", "/version", "/load", "/ping"):
+        assert guarded.get(path).status == 200
+    assert guarded.post("/tokenize", {"prompt": "a"}).status == 200
+    assert guarded.post("/invocations", {"prompt": "a", "max_tokens": 1}).status == 200
+
+
+def test_options_show_in_the_answers(guarded):
+    asked = {"model": "alias", "prompt": [300] * 200, "max_tokens": 1}
+    guarded.post("/v1/completions", asked, KEY)
+    reply = guarded.post("/v1/completions", asked, {**KEY, "X-Request-Id": "abc-1"})
+    assert {k.lower(): v for k, v in reply.headers.items()}["x-request-id"] == "abc-1"
+    assert (reply.json()["model"], reply.json()["system_fingerprint"]) == ("alias", None)
+    assert reply.json()["usage"]["prompt_tokens_details"] == {"cached_tokens": 128}
+    models = guarded.request("GET", "/v1/models", headers=KEY).json()["data"]
+    assert [model["id"] for model in models] == ["tiny", "alias"]
+
+
+def test_requests_above_the_queue_limit_get_503_and_waiting_streams_a_comment(guarded):
+    first, second = (guarded.open("/invocations", stream=True, max_tokens=1000) for _ in range(2))
+    assert wait_for(lambda: guarded.metric("vllm:num_requests_running") == 1)
+    assert wait_for(lambda: guarded.metric("vllm:num_requests_waiting") == 1)
+    assert guarded.get("/load").json() == {"server_load": 2}
+    reply = guarded.post("/invocations", {"prompt": "a", "max_tokens": 1})
+    assert reply.status == 503 and "retry-after" not in {name.lower() for name in reply.headers}
+    assert sorted(reply.json()["error"]) == ["code", "message", "param", "type"]
+    assert guarded.metric("vllm:admission_rejections_total", reason="max_num_queued_reqs") == 1
+    waited = second.recv(4096)
+    while b"data: " not in waited and b"keep-alive" not in waited:
+        waited += second.recv(4096)
+    assert b": keep-alive\n\n" in waited
+    first.close()
+    second.close()
+    assert wait_for(lambda: guarded.metric("vllm:num_requests_running") == 0)
+
+
+def test_an_engine_with_a_shutdown_timeout_finishes_streams_and_refuses_new_requests_with_500(guarded):
+    stream = guarded.open("/invocations", stream=True, max_tokens=900)
+    assert wait_for(lambda: guarded.metric("vllm:num_requests_running") == 1)
+    guarded.signal(signal.SIGTERM)
+    assert wait_for(lambda: guarded.post("/invocations", {"prompt": "a", "max_tokens": 1}).status == 500)
+    reply = guarded.post("/invocations", {"prompt": "a", "max_tokens": 1})
+    assert reply.json()["error"]["message"] == "cannot schedule new futures after shutdown"
+    assert "vary" not in {name.lower() for name in reply.headers}
+    assert guarded.get("/health").status == 200
+    event, done = last_events(read_all(stream))
+    assert b'"finish_reason":"length"' in event and done == b"[DONE]"
+    assert guarded.exit_code(120) == 0
