@@ -88,11 +88,12 @@ class Bed:
     # -- instances ---------------------------------------------------------------------------------------------------
 
     def create(self, name: str, spec: Mapping[str, Any], *, fleet: str) -> None:
-        """Create one instance as a person would, by hand."""
+        """Create one instance as a person would, by hand, labelled so that this release's router serves it."""
+        labels = {"serving.ai/fleet": fleet, "app.kubernetes.io/instance": RELEASE}
         body = {
             "apiVersion": "/".join(GROUP),
             "kind": "LLMCluster",
-            "metadata": {"name": name, "labels": {"serving.ai/fleet": fleet}},
+            "metadata": {"name": name, "labels": labels},
             "spec": spec,
         }
         self.custom.create_namespaced_custom_object(*GROUP, self.namespace, "llmclusters", body)
@@ -176,9 +177,8 @@ class Bed:
 
     def events(self, name: str) -> list[Manifest]:
         """Events about one object, oldest first."""
-        found = client.EventsV1Api(self.api).list_namespaced_event(self.namespace)
-        items = [self.api.sanitize_for_serialization(item) for item in found.items]
-        mine = [item for item in items if item.get("regarding", {}).get("name") == name]
+        found = self.custom.list_namespaced_custom_object("events.k8s.io", "v1", self.namespace, "events")
+        mine = [item for item in found["items"] if item.get("regarding", {}).get("name") == name]
         return sorted(mine, key=lambda item: item["metadata"]["creationTimestamp"])
 
     # -- the way in --------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def eventually(check: Callable[[], Any], seconds: float, why: Callable[[], str] 
 
 def engine_spec(model: str, **changes: Any) -> Manifest:
     """A group of two simulator pods that answers as `model`; a token takes 50 ms, whatever the load."""
-    lifecycle = {"startupTimeoutSeconds": 60, "drainTimeoutSeconds": 60, "restartBackoffSeconds": 0}
+    lifecycle = {"startupTimeoutSeconds": 60, "drainTimeoutSeconds": 60, "restartBackoffSeconds": 1}
     spec: Manifest = {
         "model": "tiny",
         "servedModelNames": [model],

@@ -15,8 +15,8 @@ from e2e.bed import Bed, engine_spec, eventually
 from e2e.figures import Figures
 from e2e.load import SILENT, Load, open_loop
 
-ROUNDS = 10
-FLEET = 3
+ROUNDS = 5
+FLEET = 6
 
 
 @contextmanager
