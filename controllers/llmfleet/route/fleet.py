@@ -114,7 +114,7 @@ def build_endpoint(instance: Instance) -> Endpoint | None:
     if not host or (leader.get("status") or {}).get("phase") != "Running":
         return None
     draining = is_leaving(instance)
-    if not draining and not (is_ready(instance) and pod_is_ready(leader)):
+    if not draining and not (is_ready(instance) and pod_is_ready(leader) and is_unbroken(instance)):
         return None
     served = served_by(leader)
     return Endpoint(
@@ -139,6 +139,19 @@ def is_whole(instance: Instance) -> bool:
         and not pod["metadata"].get("deletionTimestamp")
         for rank, pod in instance.ranks.items()
     )
+
+
+def is_unbroken(instance: Instance) -> bool:
+    """No container of the group was restarted in place since the group started: the others would hang on it."""
+    return all(
+        instance.members.get(str(rank)) == f"{uid_of(pod)}/{restarts_of(pod)}" for rank, pod in instance.ranks.items()
+    )
+
+
+def restarts_of(pod: Manifest) -> int:
+    containers = (pod.get("status") or {}).get("containerStatuses") or ()
+    engine = (item for item in containers if item.get("name") == names.ENGINE_CONTAINER)
+    return next((int(item.get("restartCount") or 0) for item in engine), 0)
 
 
 def is_leaving(instance: Instance) -> bool:

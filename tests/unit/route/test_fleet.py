@@ -59,6 +59,9 @@ GONE: dict[str, dict[str, Any]] = {
     "another rank is Terminating": {"pods": [pod(rank=0), deleted(pod(rank=1))]},
     "rank 0 was replaced, Ready is from before": {"pods": [pod(rank=0, uid="new"), pod(rank=1)]},
     "another rank was replaced": {"pods": [pod(rank=0), pod(rank=1, uid="new")]},
+    "a rank was restarted in place": {
+        "pods": [pod(rank=0), pod(rank=1, containerStatuses=[{"name": "engine", "restartCount": 1}])]
+    },
     "rank 0 is not Ready": {"pods": [pod(rank=0, ready=False), pod(rank=1)]},
     "rank 0 has no address": {"pods": [pod(rank=0, podIP=""), pod(rank=1)]},
     "rank 0 has failed": {"pods": [pod(rank=0, phase="Failed"), pod(rank=1)]},

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import urlencode
@@ -137,11 +138,11 @@ class KubeconfigCredentials:
         return {"Authorization": str(token)} if token else {}
 
     def reload(self) -> None:
-        from kubernetes.client import Configuration
-        from kubernetes.config import load_kube_config
-
-        self._config: Any = Configuration()
-        load_kube_config(config_file=self._path, context=self._context, client_configuration=self._config)
+        # Untyped, and imported only here: see the top of this file.
+        client: Any = import_module("kubernetes.client")
+        config: Any = import_module("kubernetes.config")
+        self._config: Any = client.Configuration()
+        config.load_kube_config(config_file=self._path, context=self._context, client_configuration=self._config)
 
 
 def find_credentials(kubeconfig: str | None) -> Credentials:
