@@ -44,6 +44,19 @@ SOON: Final = timedelta(seconds=1)
 NO_LIFECYCLE: Final = Lifecycle()
 CRASHES_BEFORE_HALT: Final = 3
 DRAINING_MOVES: Final = frozenset({Move.DRAIN, Move.GO_BACK_DRAIN})
+TROUBLES: Final = frozenset(
+    {
+        Reason.UPDATE_HALTED,
+        Reason.CANARY_FAILED,
+        Reason.GROUP_RESTARTING,
+        Reason.STARTUP_TIMEOUT,
+        Reason.INVALID_SPEC,
+        Reason.UNSCHEDULABLE,
+        Reason.IMAGE_PULL_FAILED,
+        Reason.MODEL_LOAD_FAILED,
+        Reason.CRASH_LOOP,
+    }
+)
 SWITCHING_MOVES: Final = frozenset({Move.SWITCH, Move.GO_BACK})
 
 
@@ -335,7 +348,7 @@ def report(facts: Facts, situation: Situation, state: State, now: datetime) -> t
 def announce(facts: Facts, state: State) -> Iterator[CreateEvent]:
     before = find_condition(facts.instance.status, ConditionType.READY)
     if before.get("reason") != str(state.reason):
-        kind = "Warning" if state.degraded or state.stalled else "Normal"
+        kind = "Warning" if state.stalled or state.reason in TROUBLES else "Normal"
         yield from tell(facts, kind, state.reason, "StatusChanged", state.message)
 
 

@@ -44,7 +44,9 @@ def check_overlay(base: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
 
 
 def check_labels(base: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
-    labels = expect_object(merged["metadata"].get("labels"), f"{ROOT}.metadata.labels")
+    metadata = expect_object(merged.get("metadata"), f"{ROOT}.metadata")
+    expect_object(metadata.get("annotations") or {}, f"{ROOT}.metadata.annotations")
+    labels = expect_object(metadata.get("labels"), f"{ROOT}.metadata.labels")
     for name, value in base["metadata"]["labels"].items():
         if labels.get(name) != value:
             raise SpecError(f"{ROOT}.metadata.labels[{name}]", "is set by the operator; remove it")
@@ -80,15 +82,22 @@ def check_engine(base: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
 
 def check_kept_items(base: Mapping[str, Any], merged: Mapping[str, Any], field: str, key: str, path: str) -> None:
     """Items the operator wrote may be added to, not changed; HOME and HF_HOME are the user's to set."""
-    found = {item.get(key): item for item in merged.get(field) or [] if isinstance(item, Mapping)}
+    found = {item.get(key): item for item in objects_in(merged.get(field), f"{path}.{field}")}
     for item in base.get(field) or []:
         free = field == "env" and item[key] in ("HOME", "HF_HOME")
         if not free and found.get(item[key]) != item:
             raise SpecError(f"{path}.{field}[{item[key]}]", "is set by the operator; remove it")
 
 
+def objects_in(value: object, path: str) -> list[Mapping[str, Any]]:
+    """A list of objects, possibly absent."""
+    if not isinstance(value, list | None) or not all(isinstance(item, Mapping) for item in value or ()):
+        raise SpecError(path, "must be a list of objects")
+    return value or []
+
+
 def check_volumes(base: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
-    found = {volume.get("name") for volume in merged["spec"].get("volumes") or [] if isinstance(volume, Mapping)}
+    found = {volume.get("name") for volume in objects_in(merged["spec"].get("volumes"), f"{ROOT}.spec.volumes")}
     for volume in base["spec"]["volumes"]:
         if volume["name"] not in found:
             raise SpecError(f"{ROOT}.spec.volumes[{volume['name']}]", "must not be removed")
