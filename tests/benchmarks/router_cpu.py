@@ -4,7 +4,8 @@
 
 In: nothing but this machine. Out: a table of microseconds of CPU (user and system) of the proxy process alone, taken
 from /proc/PID/schedstat, and the ratio to nginx from the same interleaved rounds. Engine and load generator are small
-uvloop programs in processes of their own; what they cost is not counted. Wall-clock speed is not judged.
+uvloop programs in processes of their own; what they cost is not counted. Wall-clock speed is not judged. Run it on a
+quiet machine: Python code pays more than nginx for caches that others keep emptying.
 """
 
 from __future__ import annotations
@@ -124,9 +125,8 @@ async def load_main(port: int, kind: str, seconds: float) -> None:
 
 
 def cpu_seconds(pid: int) -> float:
-    return (
-        sum(int(pathlib.Path(path).read_text().split()[0]) for path in glob.glob(f"/proc/{pid}/task/*/schedstat")) / 1e9
-    )
+    threads = glob.glob(f"/proc/{pid}/task/*/schedstat")
+    return sum(int(pathlib.Path(path).read_text().split()[0]) for path in threads) / 1e9
 
 
 def children(pid: int) -> list[int]:

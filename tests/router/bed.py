@@ -23,7 +23,7 @@ from llmfleet.api.document import Document, Endpoint, Model, State, render, with
 from llmfleet.router.app import App, Listen
 from llmfleet.router.limits import parse_settings
 
-SCENARIO_SECONDS = 30
+SCENARIO_SECONDS = 90
 
 
 def scenario(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -90,11 +90,11 @@ class Bed:
         os.rename(self.path + ".new", self.path)
 
     async def until(self, condition: Callable[[], bool], what: str = "the condition") -> None:
-        for _ in range(1000):
+        for _ in range(3000):
             if condition():
                 return
             await asyncio.sleep(0.01)
-        raise AssertionError(f"{what} did not come true in 10 s")
+        raise AssertionError(f"{what} did not come true in 30 s")
 
     async def adopted(self, generation: int) -> None:
         await self.until(lambda: self.router.fleet.generation == generation, "the new document")

@@ -198,7 +198,7 @@ class RequestReader:
         fields = b""
         for allowed, name, value in self._pattern.findall(head):
             if allowed:
-                fields += allowed
+                fields += b"\r\n" + allowed
                 continue
             kind = len(name)
             if kind == _HOST:
@@ -349,8 +349,9 @@ class ResponseReader:
 def head_pattern(names: tuple[str, ...]) -> re.Pattern[bytes]:
     """Build the pattern that reads a request's head in one pass: fields to forward, or those that frame it."""
     allowed = b"|".join(re.escape(name.encode()) for name in names)
-    framing = rb"\r\n(host|content-length|transfer-encoding|expect):[ \t]*([^\r]*)"
-    return re.compile(rb"(\r\n(?:" + allowed + rb"):[^\r]*)|" + framing, re.IGNORECASE)
+    framing = rb"(host|content-length|transfer-encoding|expect):[ \t]*([^\r]*)"
+    # The line end stands before the alternatives: a fixed first byte lets the search skip from line to line.
+    return re.compile(rb"\r\n(?:((?:" + allowed + rb"):[^\r]*)|" + framing + rb")", re.IGNORECASE)
 
 
 def request_head(path: bytes, host: bytes, fields: bytes, request_id: bytes, length: int) -> bytes:
