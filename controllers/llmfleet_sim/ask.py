@@ -110,7 +110,9 @@ def chat_ask(body: Mapping[str, Any], config: EngineConfig) -> Ask:
         raise bad_request("When using `tool_choice`, `tools` must be set.", "tool_choice")
     name = serve_name(model, config)
     _check_chat_support(body, name)
-    prompt = encode_chat(messages, open_answer=body.get("add_generation_prompt", True) is not False)
+    prompt = _handed_over(common["transfer"], config)
+    if prompt is None:
+        prompt = encode_chat(messages, open_answer=body.get("add_generation_prompt", True) is not False)
     used = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
     limits = (_limit(prompt, limit, used, config, len(chat_text(prompt))),)
     _check_sampling(body, common, top if logprobs else None, limits[0])
@@ -124,6 +126,14 @@ def chat_ask(body: Mapping[str, Any], config: EngineConfig) -> Ask:
         continuous_usage=bool(options.get("include_usage") and options.get("continuous_usage_stats")),
         **common,
     )
+
+
+def _handed_over(transfer: Mapping[str, Any] | None, config: EngineConfig) -> Tokens | None:
+    """Take the prompt's ids from the first leg, so that the second needs neither template nor tokenizer."""
+    ids = (transfer or {}).get("prompt_token_ids")
+    if config.connector is None or not isinstance(ids, list) or not all(isinstance(t, int) for t in ids):
+        return None
+    return array("Q", ids)
 
 
 def _sampling(fields: Fields) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Several ranks of one engine: rendezvous, and what happens when a rank is lost."""
 
 import signal
+import socket
 import time
 from contextlib import ExitStack
 
@@ -121,6 +122,37 @@ def test_a_follower_outlives_its_leader_until_a_signal(ranks):
     assert not wait_for(lambda: follower.process.poll() is not None, 0.7)
     follower.signal(signal.SIGTERM)
     assert follower.exit_code() == 0
+
+
+def test_probes_of_the_master_port_disturb_nothing(ranks):
+    leader = ranks(0)
+    port = int(leader.process.args[leader.process.args.index("--master-port") + 1])
+
+    def probe():
+        try:
+            socket.create_connection(("localhost", port), timeout=1).close()
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    assert wait_for(probe)
+    assert all(probe() for _ in range(20))
+    ranks(1)
+    assert leader.until_up().complete().status == 200
+    assert all(probe() for _ in range(20))
+    assert leader.complete().status == 200
+
+
+def test_a_follower_restarted_before_the_start_is_counted_once(ranks):
+    leader, first = ranks(0, nodes=3), ranks(1, nodes=3)
+    assert wait_for(lambda: b"rank 1 joined" in leader.log.read_bytes())
+    first.signal(signal.SIGKILL)
+    first.exit_code()
+    ranks(1, nodes=3)
+    assert wait_for(lambda: leader.log.read_bytes().count(b"rank 1 joined, 2 of 3") == 2)
+    assert not leader.up()
+    ranks(2, nodes=3)
+    assert leader.until_up().complete().status == 200
 
 
 def test_an_idle_group_exchanges_nothing(ranks):

@@ -65,6 +65,19 @@ def test_a_streamed_second_leg_is_an_ordinary_stream(engines):
     assert len(events) == 7 and events[-1] == "[DONE]"
 
 
+def test_a_chat_hands_its_token_ids_over(engines):
+    prefill, decode = engines("kv_producer"), engines("kv_consumer")
+    chat = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 4, "ignore_eos": True}
+    alone = prefill.post("/v1/chat/completions", chat).json()["choices"][0]["message"]["content"]
+    one = {**chat, "max_tokens": 1, "return_token_ids": True, "kv_transfer_params": LEG_ONE}
+    first = prefill.post("/v1/chat/completions", one).json()
+    params = {**first["kv_transfer_params"], "prompt_token_ids": first["prompt_token_ids"]}
+    two = {**chat, "messages": [{"role": "user", "content": "not read"}], "kv_transfer_params": params}
+    answer = decode.post("/v1/chat/completions", two).json()
+    assert answer["choices"][0]["message"]["content"] == alone
+    assert answer["usage"]["prompt_tokens"] == first["usage"]["prompt_tokens"]
+
+
 def test_blocks_nobody_reads_are_freed_when_the_lease_ends(engines):
     prefill = engines("kv_producer", kv_connector_extra_config={"kv_lease_duration": 1})
     leg_one(prefill)

@@ -27,9 +27,9 @@ class LeaderGroup:
         self.nodes = nodes
         self.port = port
         self._links: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
-        self._late: list[asyncio.StreamWriter] = []
+        self._late: set[asyncio.StreamWriter] = set()
         self._changed = asyncio.Event()
-        self._started = False
+        self._started = asyncio.Event()
         self._answered = 0.0
         self._server: asyncio.Server | None = None
 
@@ -47,30 +47,50 @@ class LeaderGroup:
                 raise RendezvousError(
                     f"DistStoreError: Timed out after {timeout:.0f} seconds waiting for clients. {joined}."
                 ) from None
-        self._started = True
+        self._started.set()
         for _, writer in self._links.values():
             writer.write(b'{"start":true}\n')
 
     async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Take one connection: a rank before the start, a latecomer after it."""
-        if self._started:
-            log.warning("a process connected to the master port of a running group; it will wait for ever")
-            self._late.append(writer)
-            return
+        """Take one connection: a rank before the start, a latecomer after it; a probe says nothing and goes."""
         try:
-            hello = json.loads(await reader.readline())
-            rank = int(hello["rank"])
+            rank = int(json.loads(await reader.readline())["rank"])
         except (ValueError, KeyError, TypeError, ConnectionError):
             writer.close()
             return
+        if self._started.is_set():
+            await self._keep_waiting(rank, reader, writer)
+        else:
+            await self._join(rank, reader, writer)
+
+    async def _keep_waiting(self, rank: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Hold a latecomer until it gives up or this process ends."""
+        log.warning("rank %d came to a running group and can never join it", rank)
+        self._late.add(writer)
+        await self._gone(reader)
+        self._late.discard(writer)
+        writer.close()
+
+    async def _join(self, rank: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Count a rank until the start, unless it goes away before."""
         self._links[rank] = (reader, writer)
         self._changed.set()
         log.info("rank %d joined, %d of %d", rank, len(self._links) + 1, self.nodes)
-        while not self._started and not reader.at_eof():
-            await asyncio.sleep(0.05)
-        if not self._started and self._links.get(rank, (None,))[0] is reader:
+        waits = [asyncio.create_task(self._gone(reader)), asyncio.create_task(self._started.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if not self._started.is_set() and self._links.get(rank, (None,))[0] is reader:
             del self._links[rank]
             writer.close()
+
+    async def _gone(self, reader: asyncio.StreamReader) -> None:
+        """Return when the peer has closed; before the start it has nothing to say."""
+        try:
+            while await reader.read(64):
+                pass
+        except ConnectionError:
+            return
 
     async def step(self, timeout: float) -> None:
         """Let every rank answer; a lost one fails at once, a silent one after the timeout."""
