@@ -138,13 +138,27 @@ def decode(kind: Any, raw: Mapping[str, Any]) -> Any:
     return kind(**{name: decode_field(name, item) for name, item in raw.items() if name in known})
 
 
+NUMBERS: Final = frozenset(
+    {"restarts", "streak", "load_seconds", "requests", "errors", "ttft_sum", "ttft_count"}
+)
+
+
 def decode_field(name: str, value: Any) -> Any:
-    if name in NESTED and isinstance(value, Mapping):
-        return decode(NESTED[name], value)
+    """One field in its own type; anything else is a TypeError or ValueError."""
+    if name in NESTED:
+        return decode(NESTED[name], require(value, Mapping))
     if name in TIMES:
         return datetime.fromisoformat(value)
     if name == "cause":
         return Cause(value)
     if name == "doomed":
-        return tuple(value)
+        return tuple(require(value, list))
+    if name == "members":
+        return require(value, Mapping)
+    return require(value, int | float if name in NUMBERS else bool if name == "served" else str)
+
+
+def require(value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is not {kind}")
     return value
