@@ -12,20 +12,33 @@ LEG_ONE = {"do_remote_decode": True, "do_remote_prefill": False}
 PROMPT = "The quick brown fox jumps over the lazy dog. " * 10
 
 
+def starter(stack, folder):
+    """Give a function that starts a prefill or a decode engine."""
+
+    def engine(role, *flags, **config):
+        given = {"kv_connector": "NixlConnector", "kv_role": role, **config}
+        port = free_port()
+        env = {"VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1", "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port)}
+        process = start(folder, "--sim-step-a", "3", "--kv-transfer-config", json.dumps(given), *flags, env=env)
+        process.extra["side"] = port
+        return stack.enter_context(process).until_up()
+
+    return engine
+
+
 @pytest.fixture
 def engines(tmp_path):
-    """Start prefill and decode engines."""
+    """Start engines of a test's own."""
     with ExitStack() as stack:
+        yield starter(stack, tmp_path)
 
-        def engine(role, *flags, **config):
-            given = {"kv_connector": "NixlConnector", "kv_role": role, **config}
-            port = free_port()
-            env = {"VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1", "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port)}
-            process = start(tmp_path, "--sim-step-a", "3", "--kv-transfer-config", json.dumps(given), *flags, env=env)
-            process.extra["side"] = port
-            return stack.enter_context(process).until_up()
 
-        yield engine
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """One prefill and one decode engine for the tests that leave them alive."""
+    with ExitStack() as stack:
+        engine = starter(stack, tmp_path_factory.mktemp("pair"))
+        yield engine("kv_producer"), engine("kv_consumer")
 
 
 def leg_one(prefill, prompt=PROMPT):
@@ -38,8 +51,8 @@ def leg_two(decode, params, prompt=PROMPT, **more):
     return decode.complete(prompt=prompt, max_tokens=6, ignore_eos=True, kv_transfer_params=params, **more)
 
 
-def test_both_legs_give_what_one_engine_gives_and_free_the_blocks(engines):
-    prefill, decode = engines("kv_producer"), engines("kv_consumer")
+def test_both_legs_give_what_one_engine_gives_and_free_the_blocks(pair):
+    prefill, decode = pair
     alone = prefill.complete(prompt=PROMPT, max_tokens=6, ignore_eos=True).json()["choices"][0]["text"]
     params = leg_one(prefill)
     assert list(params) == [
@@ -59,14 +72,14 @@ def test_both_legs_give_what_one_engine_gives_and_free_the_blocks(engines):
     assert decode.metric("vllm:nixl_bytes_transferred_sum") > 0
 
 
-def test_a_streamed_second_leg_is_an_ordinary_stream(engines):
-    prefill, decode = engines("kv_producer"), engines("kv_consumer")
+def test_a_streamed_second_leg_is_an_ordinary_stream(pair):
+    prefill, decode = pair
     events = leg_two(decode, leg_one(prefill), stream=True).events()
     assert len(events) == 7 and events[-1] == "[DONE]"
 
 
-def test_a_chat_hands_its_token_ids_over(engines):
-    prefill, decode = engines("kv_producer"), engines("kv_consumer")
+def test_a_chat_hands_its_token_ids_over(pair):
+    prefill, decode = pair
     chat = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 4, "ignore_eos": True}
     alone = prefill.post("/v1/chat/completions", chat).json()["choices"][0]["message"]["content"]
     one = {**chat, "max_tokens": 1, "return_token_ids": True, "kv_transfer_params": LEG_ONE}
@@ -94,8 +107,8 @@ def test_a_read_after_the_lease_counts_as_a_late_notification(engines):
     assert prefill.metric("vllm:nixl_num_notifications_after_expiry_total") == 1
 
 
-def test_params_used_with_another_prompt_continue_the_first_one(engines):
-    prefill, decode = engines("kv_producer"), engines("kv_consumer")
+def test_params_used_with_another_prompt_continue_the_first_one(pair):
+    prefill, decode = pair
     params = leg_one(prefill)
     right = leg_two(decode, params).json()["choices"][0]["text"]
     assert leg_two(decode, params, prompt="something else entirely " * 8).json()["choices"][0]["text"] == right
@@ -115,15 +128,15 @@ def test_a_dead_prefill_engine_fails_the_second_leg(engines):
     assert decode.metric("vllm:kv_cache_usage_perc") == 0
 
 
-def test_an_unreachable_side_channel_fails_a_stream_with_an_event(engines):
-    prefill, decode = engines("kv_producer"), engines("kv_consumer")
+def test_an_unreachable_side_channel_fails_a_stream_with_an_event(pair):
+    prefill, decode = pair
     wrong = {**leg_one(prefill), "remote_port": free_port(), "remote_engine_id": "unknown"}
     reply = leg_two(decode, wrong, stream=True)
     assert reply.status == 200 and reply.events()[0]["error"]["code"] == 500 and reply.events()[1] == "[DONE]"
 
 
-def test_a_wrong_engine_id_is_a_mismatch(engines):
-    prefill, decode = engines("kv_producer"), engines("kv_consumer")
+def test_a_wrong_engine_id_is_a_mismatch(pair):
+    prefill, decode = pair
     reply = leg_two(decode, {**leg_one(prefill), "remote_engine_id": "deadbeef"})
     assert reply.status == 500 and "engine ID mismatch" in reply.json()["error"]["message"]
 
