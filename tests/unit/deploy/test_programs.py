@@ -1,0 +1,314 @@
+"""The programs inside engine pods, run as real processes: the start gate, the probes, the preStop hook."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from llmfleet.deploy import programs
+
+PATIENCE = 20.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(reached: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not reached():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+@dataclass(slots=True)
+class Group:
+    """Start gates of one group on loopback; every rank has its own notes folder, as every pod has."""
+
+    folder: Path
+    size: int = 3
+    port: int = field(default_factory=free_port)
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self, rank: int, *, revision: str = "r1", pod: str = "") -> subprocess.Popen[str]:
+        run = self.folder / (pod or f"rank-{rank}")
+        run.mkdir(exist_ok=True)
+        env = {
+            "PATH": "/usr/bin:/bin",
+            "LLMFLEET_RUN": str(run),
+            "LLMFLEET_RANK": str(rank),
+            "LLMFLEET_GROUP_SIZE": str(self.size),
+            "LLMFLEET_LEADER": "127.0.0.1",
+            "LLMFLEET_GATE_PORT": str(self.port),
+            "LLMFLEET_REVISION": revision,
+        }
+        engine = ["/bin/sh", "-c", 'echo "engine: $*"; exec sleep 60', "engine"]
+        process = subprocess.Popen(
+            [*programs.gate(), *engine], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.started.append(process)
+        return process
+
+    def passed(self, rank: int, pod: str = "") -> bool:
+        return (self.folder / (pod or f"rank-{rank}") / "released").exists()
+
+    def end(self) -> None:
+        for process in self.started:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[Group]:
+    group = Group(tmp_path)
+    try:
+        yield group
+    finally:
+        group.end()
+
+
+def line(process: subprocess.Popen[str], start: str) -> str:
+    assert process.stdout is not None
+    for text in process.stdout:
+        if text.startswith(start):
+            return text.strip()
+    raise AssertionError(f"the process ended without saying {start!r}")
+
+
+def test_nobody_passes_before_everybody_is_here(group: Group) -> None:
+    leader, first = group.start(0), group.start(1)
+    time.sleep(1.0)
+    assert not group.passed(0)
+    assert not group.passed(1)
+    second = group.start(2)
+    wait_for(lambda: all(group.passed(rank) for rank in range(3)), "all ranks pass")
+    assert line(leader, "engine:") == "engine:"
+    assert line(first, "engine:") == "engine: --headless"
+    assert line(second, "engine:") == "engine: --headless"
+
+
+def test_followers_may_come_before_their_leader(group: Group) -> None:
+    for rank in (2, 1):
+        group.start(rank)
+    time.sleep(0.5)
+    group.start(0)
+    wait_for(lambda: all(group.passed(rank) for rank in range(3)), "all ranks pass")
+
+
+def test_a_follower_that_left_before_the_start_is_waited_for_again(group: Group) -> None:
+    group.start(0)
+    gone = group.start(1)
+    line(gone, "llmfleet gate")
+    time.sleep(0.5)
+    gone.send_signal(signal.SIGTERM)
+    assert gone.wait(PATIENCE) == 143
+    group.start(2)
+    time.sleep(0.7)
+    assert not group.passed(0)
+    group.start(1, pod="rank-1-again")
+    wait_for(lambda: group.passed(0) and group.passed(1, "rank-1-again"), "the new rank 1 is taken")
+
+
+def test_a_rank_of_another_revision_is_refused(group: Group) -> None:
+    group.size = 2
+    leader = group.start(0)
+    group.start(1, revision="r2")
+    assert "refused" in line(leader, "llmfleet gate: rank 0 of 2: refused")
+    assert not group.passed(1)
+
+
+def test_a_started_leader_lets_nobody_in(group: Group) -> None:
+    group.size = 2
+    group.start(0)
+    group.start(1)
+    wait_for(lambda: group.passed(0) and group.passed(1), "the group starts")
+    group.start(1, pod="rank-1-again")
+    time.sleep(1.0)
+    assert not group.passed(1, "rank-1-again")
+
+
+def test_a_container_restarted_in_place_waits_for_its_pod_to_be_deleted(group: Group) -> None:
+    group.size = 2
+    first, _ = group.start(0), group.start(1)
+    wait_for(lambda: group.passed(0) and group.passed(1), "the group starts")
+    first.kill()
+    first.wait(PATIENCE)
+    again = group.start(0)
+    assert "restarted in place" in line(again, "llmfleet gate: rank 0 of 2: restarted")
+    assert (group.folder / "rank-0/restarted").exists()
+    again.send_signal(signal.SIGTERM)
+    assert again.wait(PATIENCE) == 143
+
+
+def test_a_leader_that_is_being_stopped_starts_no_group(group: Group) -> None:
+    group.size = 2
+    group.start(0)
+    (group.folder / "rank-0/stopping").touch()
+    group.start(1)
+    time.sleep(1.5)
+    assert not group.passed(0)
+    assert not group.passed(1)
+
+
+class Engine:
+    """Answers /health and /metrics as an engine does."""
+
+    def __init__(self) -> None:
+        self.running, self.waiting, self.steps, self.healthy = 0, 0, 1, True
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = outer.page().encode() if self.path == "/metrics" else b""
+                self.send_response(200 if outer.healthy or body else 503)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                """Quiet."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def page(self) -> str:
+        return (
+            f'vllm:num_requests_running{{engine="0"}} {self.running}.0\n'
+            f'vllm:num_requests_waiting{{engine="0"}} {self.waiting}.0\n'
+            f'vllm:num_requests_waiting_by_reason{{reason="capacity"}} 9.0\n'
+            f'vllm:iteration_tokens_total_count{{engine="0"}} {self.steps}.0\n'
+        )
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine()
+    yield engine
+    engine.server.shutdown()
+    engine.server.server_close()
+
+
+def run(
+    command: Sequence[str], folder: Path, *, rank: int = 0, port: int = 1, seconds: float = 60, **env: str
+) -> subprocess.CompletedProcess[str]:
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "LLMFLEET_RUN": str(folder),
+        "LLMFLEET_RANK": str(rank),
+        "LLMFLEET_PORT": str(port),
+        "LLMFLEET_LEADER": "127.0.0.1",
+        "LLMFLEET_STALL_SECONDS": "1",
+        "LLMFLEET_DRAIN_SECONDS": "30",
+        **env,
+    }
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+
+
+def test_rank_zero_is_ready_when_health_answers(engine: Engine, tmp_path: Path) -> None:
+    assert run(programs.ready(), tmp_path, port=engine.port).returncode == 0
+
+
+def test_rank_zero_is_not_ready_while_nothing_listens(tmp_path: Path) -> None:
+    done = run(programs.ready(), tmp_path, port=free_port())
+    assert (done.returncode, done.stderr.strip()) == (1, "the engine does not answer /health yet")
+
+
+def test_rank_zero_is_not_ready_when_health_says_no(engine: Engine, tmp_path: Path) -> None:
+    engine.healthy = False
+    assert run(programs.ready(), tmp_path, port=engine.port).returncode == 1
+
+
+def test_a_follower_is_ready_past_the_gate_and_not_after_a_restart_in_place(tmp_path: Path) -> None:
+    assert run(programs.ready(), tmp_path, rank=1).returncode == 1
+    (tmp_path / "released").touch()
+    assert run(programs.ready(), tmp_path, rank=1).returncode == 0
+    assert run(programs.started(), tmp_path, rank=1).returncode == 0
+    (tmp_path / "restarted").touch()
+    assert run(programs.ready(), tmp_path, rank=1).returncode == 1
+
+
+def test_the_started_probe_finds_the_release_while_it_waits(tmp_path: Path) -> None:
+    threading.Timer(0.7, (tmp_path / "released").touch).start()
+    assert run(programs.started(), tmp_path).returncode == 0
+
+
+def test_an_engine_without_a_step_while_requests_run_is_dead_after_the_stall_time(engine: Engine, tmp_path: Path) -> None:
+    engine.running = 1
+    assert run(programs.live(), tmp_path, port=engine.port).returncode == 0
+    time.sleep(1.2)
+    done = run(programs.live(), tmp_path, port=engine.port)
+    assert done.returncode == 1
+    assert "no engine step" in done.stderr
+    engine.steps += 1
+    assert run(programs.live(), tmp_path, port=engine.port).returncode == 0
+
+
+def test_an_idle_engine_needs_no_steps(engine: Engine, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert run(programs.live(), tmp_path, port=engine.port).returncode == 0
+        time.sleep(1.2)
+
+
+def test_an_engine_that_never_answered_is_loading_and_alive(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert run(programs.live(), tmp_path, port=free_port()).returncode == 0
+        time.sleep(1.2)
+
+
+def test_an_engine_that_served_and_stopped_answering_is_dead(engine: Engine, tmp_path: Path) -> None:
+    assert run(programs.live(), tmp_path, port=engine.port).returncode == 0
+    time.sleep(1.2)
+    assert run(programs.live(), tmp_path, port=free_port()).returncode == 1
+
+
+def test_what_an_earlier_container_left_behind_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "steps").write_text("1 7 0.5\n", encoding="utf-8")
+    assert run(programs.live(), tmp_path, port=free_port()).returncode == 0
+
+
+def test_a_follower_is_alive_without_an_engine_loop(tmp_path: Path) -> None:
+    assert run(programs.live(), tmp_path, rank=1, port=free_port()).returncode == 0
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_pre_stop_waits_until_the_leader_is_idle(engine: Engine, tmp_path: Path, rank: int) -> None:
+    engine.running = 1
+
+    def finish() -> None:
+        engine.running = 0
+
+    threading.Timer(4.0, finish).start()
+    began = time.monotonic()
+    assert run(programs.stop(), tmp_path, rank=rank, port=engine.port).returncode == 0
+    assert time.monotonic() - began >= 4.0
+    assert (tmp_path / "stopping").exists()
+
+
+def test_pre_stop_gives_up_at_the_deadline(engine: Engine, tmp_path: Path) -> None:
+    engine.waiting = 1
+    done = run(programs.stop(), tmp_path, port=engine.port, LLMFLEET_DRAIN_SECONDS="2")
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_pre_stop_returns_at_once_when_the_leader_does_not_serve(tmp_path: Path, rank: int) -> None:
+    assert run(programs.stop(), tmp_path, rank=rank, port=free_port(), seconds=10).returncode == 0
+
+
+def test_no_program_holds_what_the_kubelet_would_expand() -> None:
+    for command in (programs.gate(), programs.stop(), programs.ready(), programs.live(), programs.started()):
+        assert not [part for part in command if "$(" in part or "$$" in part]
