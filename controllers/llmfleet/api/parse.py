@@ -172,8 +172,8 @@ def check_sizes(spec: Spec) -> None:
     if spec.tensor_parallel_size * spec.pipeline_parallel_size != devices:
         raise SpecError(
             "spec.tensorParallelSize",
-            f"tensorParallelSize {spec.tensor_parallel_size} x pipelineParallelSize {spec.pipeline_parallel_size} must equal "
-            f"replicas {spec.replicas} x gpusPerPod {spec.gpus_per_pod} = {devices}",
+            f"tensorParallelSize {spec.tensor_parallel_size} x pipelineParallelSize {spec.pipeline_parallel_size} "
+            f"must equal replicas {spec.replicas} x gpusPerPod {spec.gpus_per_pod} = {devices}",
         )
 
 

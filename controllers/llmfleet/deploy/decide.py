@@ -202,7 +202,7 @@ def learn(facts: Facts, records: Records) -> Records:
 
 
 def start_failure(instance: Instance, lifecycle: Lifecycle, now: datetime) -> str:
-    """A sentence when the running start has failed. An update that finds no place fails like one that finds no model."""
+    """A sentence when the running start failed. An update that finds no place fails like one that finds no model."""
     if instance.records.incident is not None:
         return ""
     limit = timedelta(seconds=lifecycle.startup_timeout_seconds)

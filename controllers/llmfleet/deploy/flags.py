@@ -19,7 +19,7 @@ RANK_VARIABLE: Final = "LLMFLEET_RANK"
 MODEL_IMAGE_MOUNT: Final = "/model-image"
 MODEL_CLAIM_MOUNT: Final = "/model-claim"
 
-# Flags the operator sets, with their aliases; vLLM's parser also takes any unambiguous prefix of them, underscores for dashes,
+# Flags the operator sets, with their aliases; vLLM's parser also takes any prefix of them, underscores for dashes,
 # a dotted key after them, and `--no-` before the switches. The CRD refuses the same list.
 OWNED_FLAGS: Final = (
     "tensor-parallel-size",

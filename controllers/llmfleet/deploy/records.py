@@ -138,9 +138,7 @@ def decode(kind: Any, raw: Mapping[str, Any]) -> Any:
     return kind(**{name: decode_field(name, item) for name, item in raw.items() if name in known})
 
 
-NUMBERS: Final = frozenset(
-    {"restarts", "streak", "load_seconds", "requests", "errors", "ttft_sum", "ttft_count"}
-)
+NUMBERS: Final = frozenset({"restarts", "streak", "load_seconds", "requests", "errors", "ttft_sum", "ttft_count"})
 
 
 def decode_field(name: str, value: Any) -> Any:

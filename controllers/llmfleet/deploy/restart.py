@@ -240,7 +240,7 @@ def load_seconds(instance: Instance) -> float | None:
 
 
 def time_out(instance: Instance, now: datetime) -> Records | None:
-    """Open an incident for a group that did not become ready in time; ranks still at the gate would gain nothing from it."""
+    """Open an incident for a group that was not ready in time; ranks still at the gate would gain nothing from it."""
     started = tuple(rank.uid for rank in instance.ranks.values() if rank.started)
     if not started or instance.records.incident is not None:
         return None
@@ -268,7 +268,7 @@ def startup_began(instance: Instance) -> datetime | None:
 
 
 def lost_on_dead_nodes(instance: Instance, dead: frozenset[str], now: datetime) -> tuple[Removal, ...]:
-    """Pods that a dead node will never report as ended: past their grace by a minute, on a node that is gone or not ready."""
+    """Pods a dead node will never report as ended: past their grace by a minute, on a node gone or not ready."""
     return tuple(Removal(rank=rank, grace=0) for rank in overdue(instance, now) if rank.node in dead)
 
 

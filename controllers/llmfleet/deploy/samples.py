@@ -41,7 +41,7 @@ def engine_load(text: str) -> float:
 
 
 def router_figures(text: str) -> dict[str, Figures]:
-    """Counters of one router by instance. Answers of 500 and above and broken streams are errors; the client makes the others."""
+    """Counters of one router by instance. Answers from 500 and broken streams are errors; clients make the others."""
     figures: dict[str, Figures] = {}
     for name, labels, value in samples(text):
         instance = labels.get("llmcluster", "")

@@ -16,7 +16,7 @@ OVER: frozenset[str] = frozenset({"Succeeded", "Failed"})
 
 
 def concerned(configmaps: Iterable[Manifest], cluster: Manifest) -> Iterator[Manifest]:
-    """ConfigMaps whose selector takes the instance in. One that cannot be read takes in nobody: its routers get no document either."""
+    """ConfigMaps whose selector takes the instance in. One that cannot be read takes in nobody, as for the routers."""
     labels = cluster["metadata"].get("labels") or {}
     for configmap in configmaps:
         if matches(annotation(configmap, names.CLUSTER_SELECTOR_ANNOTATION), labels):

@@ -79,7 +79,7 @@ class Verdict:
 def choose(
     instance: Instance, fleet: Sequence[Peer], *, drained: bool, timed_out: str, verdict: Verdict | None, has_good: bool
 ) -> Choice:
-    """Pick the move. `timed_out` is a sentence when the running start has failed; `verdict` is None when no trial is wanted."""
+    """Pick the move. `timed_out` says how the running start failed; `verdict` is None when no trial is wanted."""
     if instance.wanted is None:
         return Choice(move=Move.INVALID, message=instance.error)
     if instance.statefulset is None:
@@ -151,7 +151,7 @@ def turn(fleet: Sequence[Peer]) -> Peer | None:
 
 
 def order(peer: Peer, fleet: Sequence[Peer]) -> tuple[float, int, str]:
-    """Prefill and decode alternate: the role of which the smaller share is updated goes first, so that both revisions keep pairs."""
+    """Prefill and decode alternate: the role that is further behind goes first, so that both revisions keep pairs."""
     alike = [other for other in fleet if other.role == peer.role]
     waiting = sum(other.pending for other in alike)
     return ((len(alike) - waiting) / len(alike), -waiting, peer.name)

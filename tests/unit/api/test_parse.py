@@ -47,7 +47,7 @@ def test_the_smallest_spec_has_the_defaults_of_the_crd() -> None:
         ({"servedModelNames": ["a", 1]}, "spec.servedModelNames[1]: must be a string, not 1"),
         (
             {"inferenceArgs": {"gpuMemoryUtilization": "lots"}},
-            'spec.inferenceArgs.gpuMemoryUtilization: must be a decimal string such as "0.90", not \'lots\'',
+            "spec.inferenceArgs.gpuMemoryUtilization: must be a decimal string such as \"0.90\", not 'lots'",
         ),
         (
             {"inferenceArgs": {"gpuMemoryUtilization": "NaN"}},
@@ -68,7 +68,8 @@ def test_the_smallest_spec_has_the_defaults_of_the_crd() -> None:
         ),
         (
             {"tensorParallelSize": 4},
-            "spec.tensorParallelSize: tensorParallelSize 4 x pipelineParallelSize 1 must equal replicas 2 x gpusPerPod 4 = 8",
+            "spec.tensorParallelSize: tensorParallelSize 4 x pipelineParallelSize 1 "
+            "must equal replicas 2 x gpusPerPod 4 = 8",
         ),
     ],
 )
@@ -155,7 +156,8 @@ def crd_defaults(schema: Mapping[str, Any]) -> Any:
         return schema.get("default")
     if "default" not in schema and schema is not None and not schema.get("properties"):
         return None
-    filled = {name: crd_defaults(field) for name, field in (schema.get("properties") or {}).items() if "default" in field}
+    properties = schema.get("properties") or {}
+    filled = {name: crd_defaults(field) for name, field in properties.items() if "default" in field}
     return {**filled, **(schema.get("default") or {})}
 
 

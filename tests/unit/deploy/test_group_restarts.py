@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from world import World
 
@@ -87,7 +89,7 @@ def test_the_second_restart_waits_and_each_further_one_twice_as_long() -> None:
         world.run(1)
         if world.restarts("a") > before:
             times.append(int(world.now.timestamp()))
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
     assert gaps[0] < gaps[2] < gaps[3], gaps
     assert gaps[3] >= 80, gaps
 

@@ -1,7 +1,7 @@
 """The objects of an instance: one golden for each behaviour, and the rules that no spec may break.
 
-A golden is `<case>.in.yaml` (an LLMCluster) beside `<case>.out.yaml` (what the operator makes of it). Programs are shown by their hash: their
-text is in deploy/scripts. `--golden` rewrites the outputs.
+A golden is `<case>.in.yaml` (an LLMCluster) beside `<case>.out.yaml` (what the operator makes of it). Programs are
+shown by their hash: their text is in deploy/scripts. `--golden` rewrites the outputs.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def test_every_pod_asks_for_its_accelerators(accelerator: Any, limits: Any, clai
         ("hf://org/model", "org/model", None),
         ("/models/x", "/models/x", None),
         ("s3://bucket/x", "s3://bucket/x", None),
-        ("pvc://claim/dir/x", "/model-claim/dir/x", {"persistentVolumeClaim": {"claimName": "claim", "readOnly": True}}),
+        ("pvc://c/dir/x", "/model-claim/dir/x", {"persistentVolumeClaim": {"claimName": "c", "readOnly": True}}),
         ("oci://reg/img:1", "/model-image", {"image": {"reference": "reg/img:1"}}),
     ],
 )
@@ -231,7 +231,10 @@ OVERLAYS: list[tuple[Any, str]] = [
     ({"spec": {"terminationGracePeriodSeconds": 1}}, "spec.podTemplate.spec.terminationGracePeriodSeconds"),
     ({"spec": {"restartPolicy": "Never"}}, "spec.podTemplate.spec.restartPolicy"),
     ({"spec": {"containers": [{"name": "engine", "args": []}]}}, "spec.podTemplate.spec.containers[engine].args"),
-    ({"spec": {"containers": [{"name": "engine", "command": None}]}}, "spec.podTemplate.spec.containers[engine].command"),
+    (
+        {"spec": {"containers": [{"name": "engine", "command": None}]}},
+        "spec.podTemplate.spec.containers[engine].command",
+    ),
     ({"spec": {"containers": [{"name": "engine", "$patch": "delete"}]}}, "spec.podTemplate.spec.containers"),
     ({"spec": {"containers": None}}, "spec.podTemplate.spec.containers"),
     ({"spec": {"containers": "x"}}, "spec.podTemplate.spec.containers"),
@@ -282,8 +285,12 @@ def test_an_overlay_adds_and_changes_what_is_the_users() -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["spec", "containers", "name", "env", "metadata", "labels", "volumes"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["spec", "containers", "name", "env", "metadata", "labels", "volumes"]), inner
+        )
+    ),
     max_leaves=8,
 )
 

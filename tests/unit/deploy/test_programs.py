@@ -246,7 +246,7 @@ def test_the_started_probe_finds_the_release_while_it_waits(tmp_path: Path) -> N
     assert run(programs.started(), tmp_path).returncode == 0
 
 
-def test_an_engine_without_a_step_while_requests_run_is_dead_after_the_stall_time(engine: Engine, tmp_path: Path) -> None:
+def test_an_engine_without_a_step_while_requests_run_is_dead_in_the_end(engine: Engine, tmp_path: Path) -> None:
     engine.running = 1
     assert run(programs.live(), tmp_path, port=engine.port).returncode == 0
     time.sleep(1.2)

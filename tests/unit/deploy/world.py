@@ -12,6 +12,7 @@ What must never happen is checked as it happens and collected in `World.broken_r
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -46,6 +47,8 @@ from llmfleet.kube.refs import (
 START = datetime(2026, 1, 1, tzinfo=UTC)
 IDENTITY = "system/llmfleet"
 LOAD_SECONDS = 20
+# UIDs differ between worlds, as they do between clusters: events are gathered by UID for a whole process.
+WORLDS = itertools.count()
 Where = tuple[str, str, str]
 
 
@@ -79,6 +82,7 @@ class World:
 
     def __init__(self, *, nodes: Mapping[str, int] | None = None, seed: int = 0) -> None:
         self.now = START
+        self.number = next(WORLDS)
         self.random = random.Random(seed)
         self.objects: dict[Where, dict[str, Any]] = {}
         self.applied: dict[Where, dict[str, Any]] = {}
@@ -260,7 +264,7 @@ class World:
     def store(self, kind: Kind, manifest: Manifest) -> dict[str, Any]:
         obj = copy.deepcopy(dict(manifest))
         metadata = obj["metadata"]
-        metadata.setdefault("uid", self.fresh("u"))
+        metadata.setdefault("uid", self.fresh(f"w{self.number}-u"))
         metadata.setdefault("creationTimestamp", stamp(self.now))
         self.objects[(kind.plural, metadata.get("namespace", ""), metadata["name"])] = obj
         self.touch(obj)
