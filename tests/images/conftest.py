@@ -1,6 +1,7 @@
 """Fixtures of the image tests: the archives as a person builds them, and containers without an engine."""
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,23 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "ci" / "images")]
 
-from image_driver import NAMES, Built, Container, build  # noqa: E402
+from image_driver import NAMES, REPOSITORY, Built, Container, build  # noqa: E402
 
 
 @pytest.fixture(scope="session")
-def built() -> dict[str, Built]:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what images are made from, so that somebody may go on editing while the tests run."""
+    copy = tmp_path_factory.mktemp("source")
+    for name in ("controllers", "images", "requirements"):
+        shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "pyproject.toml", copy)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def built(source: Path) -> dict[str, Built]:
     """Every image, built in the user's cache (nothing to do when it is there)."""
-    return {name: Built(*line) for name, line in zip(NAMES, build(*NAMES).lines, strict=True)}
+    return {name: Built(*line) for name, line in zip(NAMES, build(source, *NAMES).lines, strict=True)}
 
 
 @pytest.fixture(scope="session")

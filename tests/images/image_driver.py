@@ -20,6 +20,7 @@ ENTER = """
 set -e
 mount --bind "$ROOT" "$ROOT"
 mount --rbind /dev "$ROOT/dev"
+mount --rbind /sys "$ROOT/sys"
 mount -t proc proc "$ROOT/proc"
 mount -t tmpfs -o mode=1777 tmpfs "$ROOT/tmp"
 for folder in $WRITABLE; do mount -t tmpfs -o mode=0777 tmpfs "$ROOT/$folder"; done
@@ -36,10 +37,10 @@ class Run:
     progress: str
 
 
-def build(*arguments: str, cache: Path | None = None) -> Run:
+def build(source: Path, *names: str, cache: Path | None = None) -> Run:
     """Run the builder; a failure shows its own words."""
     environment = os.environ | ({"LLMFLEET_CACHE": str(cache)} if cache else {})
-    command = [str(REPOSITORY / "ci/images/build"), *arguments]
+    command = [str(REPOSITORY / "ci/images/build"), "--source", str(source), *names]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     pairs = [line.split(" ", 1) for line in done.stdout.splitlines()]

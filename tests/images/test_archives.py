@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import subprocess
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -79,19 +80,42 @@ def test_images_that_run_python_share_their_large_layers(built: dict[str, Built]
     assert layers["llmfleet"][:1] == layers["vllm-cpu"][:1]
 
 
-def test_a_second_run_does_nothing_and_says_the_same(built: dict[str, Built]) -> None:
+def test_a_second_run_does_nothing_and_says_the_same(built: dict[str, Built], source: Path) -> None:
     before = {name: built[name].path.stat().st_ino for name in NAMES}
-    again = build(*NAMES)
+    again = build(source, *NAMES)
     assert again.progress == ""
     assert [path for _, path in again.lines] == [built[name].path for name in NAMES]
     assert {name: built[name].path.stat().st_ino for name in NAMES} == before
 
 
-def test_a_build_from_nothing_in_another_folder_gives_the_same_bytes(built: dict[str, Built], tmp_path: Path) -> None:
+def test_a_build_from_nothing_in_another_folder_gives_the_same_bytes(
+    built: dict[str, Built], source: Path, tmp_path: Path
+) -> None:
     """A space in the path, no layer in the cache; only the downloaded packages are the same files."""
     cache = tmp_path / "another cache"
     shutil.copytree(store.cache_folder() / "images" / "debs", cache / "images" / "debs", symlinks=True)
-    for reference, path in build("sim", "redis", "vllm-cpu", cache=cache).lines:
+    for reference, path in build(source, "sim", "redis", "vllm-cpu", cache=cache).lines:
         first = next(image.path for image in built.values() if image.reference == reference)
         assert path.name == first.name
         assert path.read_bytes() == first.read_bytes(), f"{reference} differs from one build to the next"
+
+
+def test_what_a_containerfile_copies_is_all_its_build_stage_needs(built: dict[str, Built], tmp_path: Path) -> None:
+    """Run the build stage by hand, in a folder that holds only what the COPY lines name."""
+    stage = (REPOSITORY / "images/llmfleet/Containerfile").read_text().partition("FROM scratch")[0].splitlines()
+    for line in stage:
+        if line.startswith("COPY "):
+            _, source, target = line.split()
+            copy(REPOSITORY / source, tmp_path / target.removeprefix("/"))
+    (run,) = [line for line in stage if "--tree" in line]
+    image = tmp_path / "image"
+    script = run.removeprefix("RUN ").replace("LLMFLEET_CACHE=/cache ", "").replace("/image ", f"{image} ")
+    subprocess.run(["sh", "-c", script.replace("/src/", f"{tmp_path}/src/")], check=True, capture_output=True)
+    assert (image / "usr/local/bin/llmfleet").stat().st_mode & 0o777 == 0o755
+    assert (image / "etc/passwd").read_text().count("65532") == 2
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file or a folder as COPY does."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)

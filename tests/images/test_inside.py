@@ -100,7 +100,7 @@ def test_the_runtime_dependencies_import_on_the_python_of_the_image(containers: 
     """Debian's 3.11.2 needs async_timeout where a later 3.11 does not; a lock made elsewhere forgets it."""
     modules = "ssl, aiohttp, click, httptools, kubernetes, kubernetes.informer, kubernetes.leaderelection, orjson"
     modules += ", prometheus_client, redis.asyncio, requests, rich, uvloop, xxhash, yaml, zoneinfo, ctypes, sqlite3"
-    text = f'python3 -c "import {modules}; print(ssl.create_default_context().cert_store_stats()[\'x509_ca\'])"'
+    text = f"python3 -c \"import {modules}; print(ssl.create_default_context().cert_store_stats()['x509_ca'])\""
     assert int(containers["llmfleet"].shell(text)) > 100
 
 

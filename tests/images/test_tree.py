@@ -58,7 +58,11 @@ def test_a_package_lands_where_the_merged_usr_puts_it(path: str, place: str) -> 
 
 def test_hard_links_become_files_and_set_id_bits_are_dropped() -> None:
     read = tree.read_tar(
-        tar(("./usr/", DIRTYPE, 0o755, "", 0), ("./usr/su", b"0", 0o4755, "", 3), ("./usr/sg", LNKTYPE, 0, "./usr/su", 0))
+        tar(
+            ("./usr/", DIRTYPE, 0o755, "", 0),
+            ("./usr/su", b"0", 0o4755, "", 3),
+            ("./usr/sg", LNKTYPE, 0, "./usr/su", 0),
+        )
     )
     assert read["usr/sg"] == read["usr/su"] == tree.file(bytes(3), mode=0o755)
 
@@ -94,7 +98,9 @@ def test_a_changed_mode_or_byte_changes_the_fingerprint() -> None:
 
 
 def test_only_the_last_stage_of_a_containerfile_counts() -> None:
-    text = 'FROM a AS b\nUSER 0\nENV X=1\nFROM scratch\nCOPY --from=b / /\nENV A="1 2" \\\n    B=3\nUSER 5:6\nCMD ["x"]\n'
+    text = (
+        'FROM a AS b\nUSER 0\nENV X=1\nFROM scratch\nCOPY --from=b / /\nENV A="1 2" \\\n    B=3\nUSER 5:6\nCMD ["x"]\n'
+    )
     assert containerfile.image_config(text) == {"Env": ["A=1 2", "B=3"], "User": "5:6", "Cmd": ["x"]}
 
 

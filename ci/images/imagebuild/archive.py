@@ -23,7 +23,7 @@ class OciArchive:
     """One image in one tar file."""
 
     def __init__(self, path: Path) -> None:
-        self._tar = tarfile.open(path)
+        self._tar = tarfile.open(path)  # noqa: SIM115  (this class is the context manager)
         (entry,) = json.loads(self._bytes("index.json"))["manifests"]
         self.digest = str(entry["digest"])
         self.media_type = str(entry["mediaType"])

@@ -86,9 +86,7 @@ def _one_bundle(packages: Tree) -> Tree:
 def without_orphans(image: Tree) -> Tree:
     """Drop Python extension modules whose libraries are not in the image (they could only fail late)."""
     present = {path.rsplit("/", 1)[-1] for path in image}
-    return tree.without(
-        image, lambda path: "/lib-dynload/" in path and not elf.needed(image[path].data) <= present
-    )
+    return tree.without(image, lambda path: "/lib-dynload/" in path and not elf.needed(image[path].data) <= present)
 
 
 class Archive:

@@ -85,8 +85,9 @@ def byte_code(sources: Tree, base: Mapping[str, Entry], *, cache: Path) -> Tree:
     """
     with unpacked(dict(base) | sources, cache) as root:
         folders = sorted({_import_root(path) for path in sources if path.endswith(".py")})
-        arguments = ["-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/"]
-        run(root, [*arguments, *(str(root / folder) for folder in folders)], {"PATH": os.defpath})
+        arguments = ["-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash"]
+        arguments += ["-s", str(root), "-p", "/", *(str(root / folder) for folder in folders)]
+        run(root, arguments, {"PATH": os.defpath})
         compiled = tree.read_folder(root, skip=lambda path: not path.endswith(".pyc"))
     return {path: entry for path, entry in compiled.items() if path not in base}
 
@@ -109,7 +110,7 @@ def run(root: Path, arguments: Sequence[str], environment: Mapping[str, str]) ->
     loader = next(iter(sorted(root.glob("usr/lib*/ld-linux-*.so.*"))))
     libraries = ":".join(str(path) for path in (root / "usr/lib").glob("*-linux-gnu"))
     command = [str(loader), "--library-path", libraries, str(root / f"usr/bin/python{VERSION}"), "-S", "-P", "-s"]
-    home = {"PYTHONHOME": str(root / "usr"), "PYTHONHASHSEED": "0"}
-    done = subprocess.run([*command, *arguments], env={**environment, **home}, capture_output=True, text=True, check=False)
+    inside = {**environment, "PYTHONHOME": str(root / "usr"), "PYTHONHASHSEED": "0"}
+    done = subprocess.run([*command, *arguments], env=inside, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise PythonError(f"{' '.join(arguments[:3])} failed:\n{done.stdout.strip()}\n{done.stderr.strip()}".strip())

@@ -25,7 +25,11 @@ ATTEMPTS = 6
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 60.0
 PARAMETER = re.compile(r'(\w+)="([^"]*)"')
-PASSING = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.REQUEST_TIMEOUT, *(status for status in HTTPStatus if status >= 500)}
+PASSING = {
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.REQUEST_TIMEOUT,
+    *(status for status in HTTPStatus if status >= 500),
+}
 
 
 class RegistryError(Exception):
@@ -105,7 +109,7 @@ class Registry:
             return None
         if answer.status != HTTPStatus.ACCEPTED:
             raise RegistryError(_refusal("POST", path, answer))
-        return urllib.parse.urljoin(self.base, answer.headers["Location"])
+        return urllib.parse.urljoin(self.base, str(answer.headers["Location"]))
 
     def _upload(self, image: OciArchive, name: str, blob: Blob, location: str) -> bool:
         """Send a blob in one request; False when a new upload may succeed."""

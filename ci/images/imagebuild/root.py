@@ -22,7 +22,7 @@ APPLETS = """
     nslookup od paste pgrep pidof ping printf ps pwd readlink realpath renice reset rm rmdir sed seq sha256sum sleep
     sort stat stty sync tail tar tee telnet test time timeout top touch tr true tty umount uname uniq uptime vi
     watch wc wget which who xargs yes zcat
-""".split()
+"""
 
 
 def standard() -> Tree:
@@ -52,7 +52,7 @@ def loader_link(packages: Tree) -> Tree:
 
 def applets() -> Tree:
     """Return the links by which busybox is called under its many names."""
-    return {f"usr/bin/{name}": tree.link("busybox") for name in APPLETS}
+    return {f"usr/bin/{name}": tree.link("busybox") for name in APPLETS.split()}
 
 
 def python_link(version: str) -> Tree:

@@ -22,6 +22,7 @@ from imagebuild import oci
 from imagebuild.tree import Tree, read_tar
 
 KEEP = 3
+KEEP_SECONDS = 3600
 KEY_LENGTH = 16
 
 
@@ -90,9 +91,12 @@ class Store:
         return path
 
     def _retire(self, versions: Iterator[Path]) -> None:
+        """Remove what is neither among the newest nor young enough for somebody to be about to use it."""
         newest_first = sorted(versions, key=lambda path: path.stat().st_mtime, reverse=True)
+        used_until = time.time() - KEEP_SECONDS
         for old in newest_first[KEEP:]:
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+            if old.stat().st_mtime < used_until:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def unpack(layer: oci.Layer) -> Tree:
