@@ -6,10 +6,11 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from kubernetes import watch
+from urllib3.exceptions import ProtocolError
 
 from e2e.bed import Bed, engine_spec, eventually
 from e2e.figures import Figures
@@ -24,9 +25,14 @@ def pods_made(bed: Bed, instances: list[str]) -> Iterator[dict[str, list[str]]]:
     """UIDs of every pod that appears for these instances while the block runs."""
     made: dict[str, list[str]] = {name: [] for name in instances}
     known = {uid for name in instances for uid in bed.uids(name)}
-    watcher = watch.Watch()
+    watcher, over = watch.Watch(), threading.Event()
 
     def follow() -> None:
+        while not over.is_set():
+            with suppress(ProtocolError):
+                look()
+
+    def look() -> None:
         for event in watcher.stream(bed.core.list_namespaced_pod, bed.namespace, timeout_seconds=900):
             labels, uid = event["object"].metadata.labels or {}, event["object"].metadata.uid
             name = labels.get("serving.ai/cluster")
@@ -39,6 +45,7 @@ def pods_made(bed: Bed, instances: list[str]) -> Iterator[dict[str, list[str]]]:
     try:
         yield made
     finally:
+        over.set()
         watcher.stop()
 
 
