@@ -102,8 +102,8 @@ class ClusterController:
 
     def __init__(self, api: Api, caches: Caches, identity: str, clock: Clock) -> None:
         self._api, self._caches, self._identity, self._clock = api, caches, identity, clock
-        self._hashes: dict[str, tuple[Any, str]] = {}
-        self._refused: dict[str, tuple[str, str]] = {}
+        self._hashes: dict[Key, tuple[Any, str]] = {}
+        self._refused: dict[Key, tuple[str, str]] = {}
         self._revisions: OrderedDict[tuple[str, str, str], Manifest] = OrderedDict()
         self._namespaces: dict[str, tuple[datetime, bool]] = {}
         self._announced: dict[Key, str] = {}
@@ -152,7 +152,8 @@ class ClusterController:
         """Look at one instance and do what is due; returns when to look again."""
         cluster = self._caches.clusters.get(*key)
         if cluster is None or not fleets.is_claimed(cluster, self._identity):
-            self._announced.pop(key, None)
+            for kept in (self._announced, self._hashes, self._refused):
+                kept.pop(key, None)
             return None
         with self._turns[hash(fleet_key(cluster)) % len(self._turns)]:
             facts = self._gather(key, cluster)
@@ -170,7 +171,7 @@ class ClusterController:
         if instance.wanted is None:
             raise error
         message = f"the API server refuses it: {error.message}"
-        self._refused[instance.identity.uid] = (instance.wanted.hash, message)
+        self._refused[key_of(facts.cluster)] = (instance.wanted.hash, message)
         refused = replace(facts, instance=replace(instance, wanted=None, error=message))
         outcome = decide(refused, self._clock())
         execute(outcome.plan, self._api)
@@ -235,10 +236,10 @@ class ClusterController:
             template = build_template(identity, spec)
         except SpecError as error:
             return None, None, str(error)
-        refused = self._refused.get(identity.uid)
+        refused = self._refused.get(key_of(cluster))
         if refused and refused[0] == template.hash:
             return spec, None, refused[1]
-        self._hashes[identity.uid] = (asked(cluster), template.hash)
+        self._hashes[key_of(cluster)] = (asked(cluster), template.hash)
         return spec, template, ""
 
     def _children(self, identity: Identity, cluster: Manifest) -> Children:
@@ -273,11 +274,11 @@ class ClusterController:
 
     def _wanted_hash(self, cluster: Manifest) -> str:
         """Hash of the template an instance is asked for; empty when it cannot be built."""
-        uid = uid_of(cluster)
-        known = self._hashes.get(uid)
+        key = key_of(cluster)
+        known = self._hashes.get(key)
         if known is None or known[0] != asked(cluster):
             _, template, _ = self._template(identify(cluster, self._identity), cluster)
-            known = self._hashes[uid] = (asked(cluster), template.hash if template else "")
+            known = self._hashes[key] = (asked(cluster), template.hash if template else "")
         return known[1]
 
     def _good(self, instance: Instance) -> Good | None:
@@ -420,8 +421,9 @@ class ClusterController:
 
 
 def asked(cluster: Manifest) -> tuple[Any, ...]:
-    """What a template depends on: the spec's generation and the fleet label."""
-    return cluster["metadata"].get("generation"), fleets.fleet_of(cluster)
+    """What a template depends on: which object it is, its spec's generation, its fleet label."""
+    metadata = cluster["metadata"]
+    return metadata.get("uid"), metadata.get("generation"), fleets.fleet_of(cluster)
 
 
 def cluster_of(pod: Manifest) -> str:
