@@ -21,7 +21,7 @@ from llmfleet.kube.refs import Key, Manifest, key_of
 from llmfleet.kube.selectors import SelectorError, parse_selector
 from llmfleet.kube.watch.client import Cache
 from llmfleet.kube.workqueue import Manager
-from llmfleet.route.fleet import build_document
+from llmfleet.route.fleet import NOTHING, Entries, build_document, build_entries
 from llmfleet.route.publish import Publication, plan_publication
 from llmfleet.settings import OperatorSettings
 from llmfleet.telemetry import OperatorMetrics
@@ -78,6 +78,7 @@ class RouteController:
         self.backends = backends
         self.clusters, self.statefulsets, self.engines, self.routers = clusters, statefulsets, engines, routers
         self._rest_until: dict[Key, float] = {}
+        self._entries: dict[Key, Entries] = {}
 
     def affected(self, obj: Manifest) -> Iterable[Key]:
         """Any change in a namespace may matter to each of its ConfigMaps."""
@@ -88,6 +89,7 @@ class RouteController:
         configmap = self.backends.get(*key)
         if configmap is None or not self._is_ours(configmap):
             self._rest_until.pop(key, None)
+            self._entries.pop(key, None)
             return None
         began = time.monotonic()
         rest = self._rest_until.get(key, 0.0) - began
@@ -109,13 +111,14 @@ class RouteController:
         clusters = annotations.get(names.CLUSTER_SELECTOR_ANNOTATION, "")
         routers = annotations.get(names.ROUTER_SELECTOR_ANNOTATION)
         try:
-            return build_document(
+            entries = self._entries[key] = build_entries(
                 clusters=select(self.clusters.list(key.namespace), clusters),
                 statefulsets=self.statefulsets.list(key.namespace),
                 pods=self.engines.list(key.namespace),
-                # No selector means no peers, not every router of the namespace.
-                routers=select(self.routers.list(key.namespace), routers) if routers else (),
+                known=self._entries.get(key, NOTHING),
             )
+            # No selector means no peers, not every router of the namespace.
+            return build_document(entries, select(self.routers.list(key.namespace), routers) if routers else ())
         except SelectorError as error:
             raise SelectorError(f"ConfigMap {key}: {error}") from None
 

@@ -10,7 +10,7 @@ silence to a guess: an endpoint is listed only when the group that runs now is t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ import orjson
 from llmfleet import names
 from llmfleet.api.document import MAX_SLOTS, MAX_TIER, MAX_WEIGHT, Document, Endpoint, Model, ModelState, Peer, State
 from llmfleet.api.reasons import Reason
-from llmfleet.kube.refs import Manifest, uid_of
+from llmfleet.kube.refs import Manifest, uid_of, version_of
 from llmfleet.route.served import DEFAULT_SLOTS, Routing, Served, asked_by, routing_of, served_by, whole
 
 GROUP_ANNOTATION: Final = "serving.ai/group"
@@ -43,51 +43,72 @@ class Instance:
         return str(self.cluster["metadata"]["name"])
 
 
-def build_document(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What one instance means for the document, and the versions of the objects that say so."""
+
+    versions: tuple[int, ...]
+    models: tuple[str, ...]
+    state: ModelState
+    endpoint: Endpoint | None
+
+
+Entries = Mapping[str, Entry]
+NOTHING: Final[Entries] = {}
+
+
+def build_entries(
     *,
     clusters: Iterable[Manifest],
     statefulsets: Iterable[Manifest],
     pods: Iterable[Manifest],
-    routers: Iterable[Manifest],
-) -> Document:
-    """The whole document for one release's routers."""
-    instances = build_instances(clusters, statefulsets, pods)
-    return Document(peers=build_peers(routers), models=build_models(instances))
-
-
-def build_instances(
-    clusters: Iterable[Manifest], statefulsets: Iterable[Manifest], pods: Iterable[Manifest]
-) -> list[Instance]:
-    """Join the objects of each instance, by name."""
+    known: Entries = NOTHING,
+) -> dict[str, Entry]:
+    """One entry per instance, by name. An instance is looked at again only when one of its objects has changed."""
     sets = {item["metadata"]["name"]: item for item in statefulsets}
+    ranks = group_ranks(pods)
+    entries = {}
+    for cluster in clusters:
+        name = cluster["metadata"]["name"]
+        own, held = ranks.get(name, {}), sets.get(name)
+        versions = (version_of(cluster), version_of(held) if held else 0, *map(version_of, own.values()))
+        entry = known.get(name)
+        if entry is None or entry.versions != versions or 0 in versions[2:] or not versions[0]:
+            entry = build_entry(build_instance(cluster, held, own), versions)
+        entries[name] = entry
+    return entries
+
+
+def group_ranks(pods: Iterable[Manifest]) -> dict[str, dict[int, Manifest]]:
+    """The pods of each instance, by rank."""
     ranks: dict[str, dict[int, Manifest]] = {}
     for pod in pods:
         labels = pod["metadata"].get("labels") or {}
         ranks.setdefault(labels.get(names.CLUSTER_LABEL, ""), {})[rank_of(pod)] = pod
-    joined = (
-        Instance(
-            cluster=cluster,
-            routing=routing_of(cluster),
-            members=parse_members(sets.get(cluster["metadata"]["name"])),
-            ranks=ranks.get(cluster["metadata"]["name"], {}),
-        )
-        for cluster in clusters
-    )
-    return sorted(joined, key=lambda instance: instance.name)
+    return ranks
 
 
-def build_models(instances: Sequence[Instance]) -> dict[str, Model]:
-    """Every model that an instance serves or will serve; one that is not ready yet is known too."""
+def build_instance(cluster: Manifest, statefulset: Manifest | None, ranks: Mapping[int, Manifest]) -> Instance:
+    return Instance(cluster=cluster, routing=routing_of(cluster), members=parse_members(statefulset), ranks=dict(ranks))
+
+
+def build_entry(instance: Instance, versions: tuple[int, ...]) -> Entry:
+    endpoint = build_endpoint(instance)
+    return Entry(versions=versions, models=model_names(instance), state=state_of(instance, endpoint), endpoint=endpoint)
+
+
+def build_document(entries: Entries, routers: Iterable[Manifest]) -> Document:
+    """The whole document for one release's routers: every model that an instance serves or will serve."""
     endpoints: dict[str, list[Endpoint]] = {}
     states: dict[str, list[ModelState]] = {}
-    for instance in instances:
-        endpoint = build_endpoint(instance)
-        for model in model_names(instance):
-            endpoints.setdefault(model, []).extend([endpoint] if endpoint else [])
-            states.setdefault(model, []).append(state_of(instance, endpoint))
-    return {
+    for _, entry in sorted(entries.items()):
+        for model in entry.models:
+            endpoints.setdefault(model, []).extend([entry.endpoint] if entry.endpoint else [])
+            states.setdefault(model, []).append(entry.state)
+    models = {
         model: Model(state=best_state(states[model]), endpoints=tuple(endpoints[model])) for model in sorted(endpoints)
     }
+    return Document(peers=build_peers(routers), models=models)
 
 
 def state_of(instance: Instance, endpoint: Endpoint | None) -> ModelState:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Final
 
 import orjson
@@ -51,6 +52,7 @@ def plan_publication(configmap: Manifest, document: Document, now: datetime) -> 
     return Publication(patch=patch, generation=next_document.generation)
 
 
+@lru_cache(maxsize=8)
 def written_hash(text: str) -> str | None:
     """Hash of the content that is there, computed from the content itself; None when it is not a valid document."""
     try:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmfleet.api.document import Document, Endpoint, ModelState, State, parse_document, render
 from llmfleet.deploy.records import RECORDS_ANNOTATION, Records, parse_records, render_records
-from llmfleet.route.fleet import GROUP_ANNOTATION, build_document, parse_members
+from llmfleet.route.fleet import GROUP_ANNOTATION, build_document, build_entries, parse_members
 
 from .world import annotated, cluster, deleted, pod, router, statefulset
 
@@ -24,7 +24,10 @@ def document(**world: Any) -> Document:
         "routers": [],
         **world,
     }
-    built = build_document(**facts)
+    routers = facts.pop("routers")
+    entries = build_entries(**facts)
+    assert build_entries(**facts, known=entries) == entries
+    built = build_document(entries, routers)
     assert parse_document(render(built)).models.keys() == built.models.keys()
     return built
 
@@ -226,3 +229,51 @@ def test_deploy_and_route_mean_the_same_annotation() -> None:
     assert GROUP_ANNOTATION == RECORDS_ANNOTATION
     text = render_records(Records(members={"0": "u0/0", "1": "u1/2"}))
     assert parse_members({"metadata": {"annotations": {GROUP_ANNOTATION: text}}}) == parse_records(text).members
+
+
+VERSIONED = st.sampled_from(["cluster", "statefulset", "pod 0", "pod 1", "nothing"])
+
+
+@given(st.lists(st.tuples(VERSIONED, st.integers(0, 3)), max_size=8))
+def test_what_is_remembered_never_differs_from_what_would_be_built_anew(steps: list[tuple[str, int]]) -> None:
+    """Change any of the objects any way, with a new version each time: the memory is never stale."""
+    held: dict[str, Any] = {
+        "cluster": cluster(),
+        "statefulset": statefulset(),
+        "pod 0": pod(rank=0),
+        "pod 1": pod(rank=1),
+    }
+    for number, obj in enumerate(held.values(), start=1):
+        obj["metadata"]["resourceVersion"] = str(number)
+    known: dict[str, Any] = {}
+    for version, (what, variant) in enumerate(steps, start=100):
+        if what == "cluster":
+            held[what] = [cluster(), cluster(ready=False), deleted(cluster()), cluster(servedModelNames=["n"])][variant]
+        elif what == "statefulset":
+            held[what] = statefulset(ranks=variant)
+        elif what != "nothing":
+            rank = int(what[-1])
+            held[what] = [
+                pod(rank=rank),
+                pod(rank=rank, uid="new"),
+                deleted(pod(rank=rank)),
+                pod(rank=rank, ready=False),
+            ][variant]
+        if what != "nothing":
+            held[what]["metadata"]["resourceVersion"] = str(version)
+        facts = {
+            "clusters": [held["cluster"]],
+            "statefulsets": [held["statefulset"]],
+            "pods": [held["pod 0"], held["pod 1"]],
+        }
+        known = build_entries(**facts, known=known)
+        assert known == build_entries(**facts)
+
+
+def test_an_instance_that_did_not_change_is_not_looked_at_again() -> None:
+    objects = [cluster(), statefulset(), pod(rank=0), pod(rank=1)]
+    for number, obj in enumerate(objects, start=1):
+        obj["metadata"]["resourceVersion"] = str(number)
+    facts = {"clusters": objects[:1], "statefulsets": objects[1:2], "pods": objects[2:]}
+    first = build_entries(**facts)
+    assert build_entries(**facts, known=first)["a"] is first["a"]
