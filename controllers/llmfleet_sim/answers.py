@@ -4,6 +4,7 @@ In: an Ask and the words of its sequences. Out: bytes for the writer. No clock, 
 arguments, and `write` and `close` are given by the caller. Subclasses know one wire format each.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -222,9 +223,9 @@ class Answer(ABC):
         return []
 
     def error_events(self) -> list[bytes]:
-        """Give the events of a stream that fails: vLLM ends even these with [DONE]."""
+        """Give the events of a stream that fails: vLLM writes these with spaces, and ends even them with [DONE]."""
         assert self.failed is not None
-        return [b"data: " + dump(self.failed.body()) + b"\n\n", DONE]
+        return [b"data: " + json.dumps(self.failed.body()).encode() + b"\n\n", DONE]
 
     @abstractmethod
     def chunk(self, choice: Choice, text: str, first: int) -> bytes:

@@ -240,7 +240,9 @@ class Api:
         """Admit a request, submit its sequences, and connect the answer with the exchange."""
         self._admit()
         name = prefix + (exchange.headers.get("x-request-id") or ask.request_id or new_id())
-        who = Identity(id=name, created=int(time()), model=ask.model, fingerprint=self.config.fingerprint)
+        # An alias answers under the first served name, an adapter under its own.
+        shown = ask.model if ask.model in self.config.adapters else self.config.names[0]
+        who = Identity(id=name, created=int(time()), model=shown, fingerprint=self.config.fingerprint)
         answer = form(ask, who, self.config)
         priority = header_priority(exchange.headers.get("x-vllm-priority"), ask.priority)
         places = range(len(answer.choices))

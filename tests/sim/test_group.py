@@ -78,7 +78,7 @@ def test_a_follower_that_dies_mid_stream_ends_it_with_an_error_event_and_done(ra
     stream.recv(100)
     follower.signal(signal.SIGKILL)
     data = read_all(stream)
-    assert b'"type":"InternalServerError","param":null,"code":500' in data and b"data: [DONE]\n\n" in data
+    assert b'"type": "InternalServerError", "param": null, "code": 500' in data and b"data: [DONE]\n\n" in data
     assert leader.exit_code() == 0
 
 
