@@ -35,6 +35,7 @@ from llmfleet.kube import selections
 from llmfleet.kube.client import Api
 from llmfleet.kube.errors import KubeError, NotFound, Rejected
 from llmfleet.kube.execute import execute
+from llmfleet.kube.plan import ApplyStatus
 from llmfleet.kube.refs import (
     BUDGET,
     CLAIM,
@@ -107,7 +108,8 @@ class ClusterController:
         self._revisions: OrderedDict[tuple[str, str, str], Manifest] = OrderedDict()
         self._namespaces: dict[str, tuple[datetime, bool]] = {}
         self._announced: dict[Key, str] = {}
-        # Passes over one fleet run one after another, so that two workers never see the same turn as free.
+        self._reported: dict[Key, datetime] = {}
+        # Updates of one fleet are decided one after another, so that two workers never see the same turn as free.
         self._turns = [threading.Lock() for _ in range(FLEET_LOCKS)]
         caches.pods.add_index(BY_CLUSTER, lambda pod: [cluster_of(pod)])
         caches.pods.add_index(UNSCHEDULABLE, lambda pod: [UNSCHEDULABLE] if is_unschedulable(pod) else [])
@@ -152,16 +154,23 @@ class ClusterController:
         """Look at one instance and do what is due; returns when to look again."""
         cluster = self._caches.clusters.get(*key)
         if cluster is None or not fleets.is_claimed(cluster, self._identity):
-            for kept in (self._announced, self._hashes, self._refused):
+            for kept in (self._announced, self._hashes, self._refused, self._reported):
                 kept.pop(key, None)
             return None
-        with self._turns[hash(fleet_key(cluster)) % len(self._turns)]:
-            facts = self._gather(key, cluster)
-            outcome = decide(facts, self._clock())
-            try:
-                execute(outcome.plan, self._api)
-            except Rejected as error:
-                outcome = self._refuse(facts, error)
+        facts = self._gather(key, cluster)
+        if not wants_turn(facts.instance):
+            return self._carry_out(key, facts)
+        with self._turns[hash(fleet_key(cluster)) % FLEET_LOCKS]:
+            return self._carry_out(key, self._gather(key, self._caches.clusters.get(*key) or cluster))
+
+    def _carry_out(self, key: Key, facts: Facts) -> timedelta | None:
+        outcome = decide(facts, self._clock())
+        try:
+            execute(outcome.plan, self._api)
+        except Rejected as error:
+            outcome = self._refuse(facts, error)
+        if any(isinstance(action, ApplyStatus) for action in outcome.plan):
+            self._reported[key] = self._clock()
         self._follow_up(key, facts, outcome)
         return outcome.again
 
@@ -214,19 +223,20 @@ class ClusterController:
             statefulset=statefulset,
             pods=pods,
         )
-        wants_turn = instance.wanted is not None and instance.records.good not in ("", instance.wanted.hash)
+        turn = wants_turn(instance)
         return Facts(
             cluster=cluster,
             instance=instance,
             children=self._children(identity, cluster),
-            fleet=self._peers(cluster) if wants_turn else (),
+            fleet=self._peers(cluster) if turn else (),
             drain=self._drain(key, cluster, instance),
             good=self._good(instance),
             dead_nodes=self._dead_nodes(instance),
             rivals=self._rivals(key) if restart.half_placed(instance) else frozenset(),
             warmed=self._warmed(instance),
-            figures=self._figures(key, cluster, instance) if wants_turn and instance.serves else None,
+            figures=self._figures(key, cluster, instance) if turn and instance.serves else None,
             namespace_gone=instance.deleting is not None and self._namespace_gone(key.namespace),
+            reported=self._reported.get(key),
         )
 
     def _template(self, identity: Identity, cluster: Manifest) -> tuple[Spec | None, Template | None, str]:
@@ -418,6 +428,11 @@ class ClusterController:
             return None
         members = frozenset(member["metadata"]["name"] for member in self._fleet(cluster))
         return sum_figures((reading for reading in readings if reading is not None), key.name, members)
+
+
+def wants_turn(instance: Instance) -> bool:
+    """It has served, and is asked for another template than the one it served with."""
+    return instance.wanted is not None and instance.records.good not in ("", instance.wanted.hash)
 
 
 def asked(cluster: Manifest) -> tuple[Any, ...]:

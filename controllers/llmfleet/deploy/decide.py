@@ -41,6 +41,8 @@ from llmfleet.kube.plan import Action, Apply, ApplyStatus, CreateEvent, Delete, 
 from llmfleet.kube.refs import POD, Manifest, Ref, ref_of
 
 SOON: Final = timedelta(seconds=1)
+COUNTS: Final = frozenset({"replicas", "readyReplicas", "updatedReplicas", "ready"})
+COUNTS_GATHERED: Final = timedelta(seconds=2)
 NO_LIFECYCLE: Final = Lifecycle()
 CRASHES_BEFORE_HALT: Final = 3
 DRAINING_MOVES: Final = frozenset({Move.DRAIN, Move.GO_BACK_DRAIN})
@@ -95,6 +97,8 @@ class Facts:
     figures: tuple[Figures, Figures] | None = None
     """Router counters of this instance and of the rest of its fleet."""
     namespace_gone: bool = False
+    reported: datetime | None = None
+    """When the status was written last; None when that is long ago."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +191,7 @@ def decide_life(facts: Facts, now: datetime) -> Outcome:
     return Outcome(
         plan=plan,
         state=state,
-        again=look_again(instance, choice, step, lifecycle, now),
+        again=look_again(facts, instance, choice, step, lifecycle, now),
         draining=draining is not None,
         warm_up=instance.whole and not instance.warmed,
     )
@@ -342,7 +346,7 @@ def template_for(facts: Facts, instance: Instance, choice: Choice) -> tuple[Mapp
 def report(facts: Facts, situation: Situation, state: State, now: datetime) -> tuple[Action, ...]:
     """An event when the reason changed, and the status when anything in it did."""
     status = derive_status(situation, state, now=now)
-    return (*announce(facts, state), *plan_status(facts, status))
+    return (*announce(facts, state), *plan_status(facts, status, now))
 
 
 def announce(facts: Facts, state: State) -> Iterator[CreateEvent]:
@@ -363,14 +367,23 @@ def tell(facts: Facts, kind: str, reason: Reason, action: str, message: str) -> 
     return (event,)
 
 
-def plan_status(facts: Facts, status: Mapping[str, Any]) -> tuple[ApplyStatus, ...]:
+def plan_status(facts: Facts, status: Mapping[str, Any], now: datetime) -> tuple[ApplyStatus, ...]:
+    """Write what changed; counts of pods alone, which move with every pod of a start, are gathered for a moment."""
     live = facts.instance.status
-    same = is_subset(status, live) and set(live) - set(status) <= {"lastRestartTime"}
-    return () if same else (ApplyStatus(ref=ref_of(facts.cluster), status=status),)
+    if is_subset(status, live) and set(live) - set(status) <= {"lastRestartTime"}:
+        return ()
+    recent = facts.reported is not None and now - facts.reported < COUNTS_GATHERED
+    if recent and is_subset(without_counts(status), live):
+        return ()
+    return (ApplyStatus(ref=ref_of(facts.cluster), status=status),)
+
+
+def without_counts(status: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in status.items() if name not in COUNTS}
 
 
 def look_again(
-    instance: Instance, choice: Choice, step: restart.Step, lifecycle: Lifecycle, now: datetime
+    facts: Facts, instance: Instance, choice: Choice, step: restart.Step, lifecycle: Lifecycle, now: datetime
 ) -> timedelta | None:
     """The earliest time at which a clock alone could change the outcome."""
     if choice.move in DRAINING_MOVES or choice.move is Move.TRIAL or (instance.whole and not instance.warmed):
@@ -379,6 +392,8 @@ def look_again(
     began = restart.startup_began(instance)
     if began is not None and not instance.serves:
         moments.append(began + timedelta(seconds=lifecycle.startup_timeout_seconds) + SOON)
+    if facts.reported is not None:
+        moments.append(facts.reported + COUNTS_GATHERED)
     if restart.half_placed(instance):
         moments.append(now + timedelta(seconds=5))
     due = [moment for moment in moments if moment is not None and moment > now]

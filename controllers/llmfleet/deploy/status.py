@@ -261,7 +261,9 @@ def shape(instance: Instance) -> str:
 
 
 def engine_revision(instance: Instance) -> str:
-    """Of the template that the pods run, not of one that waits for its turn."""
+    """Of the template that the pods run, not of one that waits for its turn; of the first one from the start."""
+    if instance.statefulset is None:
+        return instance.wanted.engine_revision if instance.wanted else ""
     template: Mapping[str, Any] = ((instance.statefulset or {}).get("spec") or {}).get("template") or {}
     annotations = (template.get("metadata") or {}).get("annotations") or {}
     return str(annotations.get(ENGINE_ANNOTATION, ""))
