@@ -72,7 +72,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--sizes", type=lambda text: [int(part) for part in text.split(",")], default=[100, 300, 1000])
     parser.add_argument("--rest-seconds", type=float, default=300.0, help="how long writes at rest are counted")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds after which a size counts as failed")
-    parser.add_argument("--workers", type=int, default=4, help="the operator's --workers")
+    parser.add_argument("--workers", type=int, default=8, help="the operator's --workers")
     parser.add_argument("--keep-log", type=Path, help="copy the operator's log here")
     return parser.parse_args()
 
@@ -185,7 +185,10 @@ def node(name: str) -> dict[str, Any]:
 
 
 def backends() -> dict[str, Any]:
-    annotations = {"serving.ai/cluster-selector": "", "serving.ai/router-selector": "app.kubernetes.io/component=router"}
+    annotations = {
+        "serving.ai/cluster-selector": "",
+        "serving.ai/router-selector": "app.kubernetes.io/component=router",
+    }
     labels = {"serving.ai/backends": "true"}
     metadata = {"name": "bench-router-backends", "namespace": NAMESPACE, "labels": labels, "annotations": annotations}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
@@ -315,7 +318,9 @@ def memory(pid: int) -> tuple[float, float]:
 def own_writes(url: str) -> Counter[str]:
     """Writes by resource, from the operator's own metrics; leases are not counted there."""
     text = requests.get(url, timeout=30).text
-    pattern = re.compile(r'^llmfleet_operator_writes_total\{code="(\d+)",resource="([^"]+)",verb="([^"]+)"\} (\S+)', re.M)
+    pattern = re.compile(
+        r'^llmfleet_operator_writes_total\{code="(\d+)",resource="([^"]+)",verb="([^"]+)"\} (\S+)', re.M
+    )
     counts: Counter[str] = Counter()
     for code, resource, verb, count in pattern.findall(text):
         counts[f"{resource} {verb}" + ("" if code == "200" else f" {code}")] += int(float(count))
@@ -328,7 +333,10 @@ def seen_writes(server: Apiserver) -> Counter[str]:
     counts: Counter[str] = Counter()
     for labels, count in re.findall(r"^apiserver_request_total\{(.*?)\} (\S+)", text, re.M):
         found = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-        if found["verb"] in ("POST", "PUT", "PATCH", "APPLY", "DELETE") and found["resource"] not in ("leases", "nodes"):
+        if found["verb"] in ("POST", "PUT", "PATCH", "APPLY", "DELETE") and found["resource"] not in (
+            "leases",
+            "nodes",
+        ):
             counts[found["resource"]] += int(float(count))
     return counts
 
@@ -337,7 +345,8 @@ def seen_writes(server: Apiserver) -> Counter[str]:
 
 
 def table(rows: Sequence[Figures]) -> str:
-    head = "instances  pods  all right after  operator CPU  ms CPU/instance  RSS peak  RSS at rest  CPU at rest  writes at rest"
+    head = "instances  pods  all right after  operator CPU  ms CPU/instance  RSS peak  RSS at rest"
+    head += "  CPU at rest  writes at rest"
     lines = [head]
     for row in rows:
         seconds = f"{row.seconds:.1f} s" if row.converged else "never"
@@ -352,7 +361,8 @@ def table(rows: Sequence[Figures]) -> str:
 def details(row: Figures, rest_seconds: float) -> str:
     writes = ", ".join(f"{name} {count}" for name, count in sorted(row.writes.items()))
     seen = ", ".join(f"{name} {count}" for name, count in sorted(row.rest_seen.items())) or "none"
-    return f"  writes: {writes}\n  seen by the apiserver in {rest_seconds:.0f} s at rest, besides leases and fake nodes: {seen}"
+    period = f"seen by the apiserver in {rest_seconds:.0f} s at rest, besides leases and fake nodes"
+    return f"  writes: {writes}\n  {period}: {seen}"
 
 
 def say(text: str) -> None:

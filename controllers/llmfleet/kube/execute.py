@@ -57,10 +57,16 @@ _logs: dict[str, EventLog] = {}
 _lock = threading.Lock()
 
 
+def _log_of(manager: str) -> EventLog:
+    if manager not in _logs:
+        _logs[manager] = EventLog(controller=manager, instance=holder_name())
+    return _logs[manager]
+
+
 def _report(event: CreateEvent, api: Api) -> None:
     now = datetime.now(UTC)
     with _lock:
-        events = _logs.setdefault(api.manager, EventLog(controller=api.manager, instance=holder_name()))
+        events = _log_of(api.manager)
         step = events.record(event, now)
     try:
         _write(step, event, events, api, now)

@@ -8,7 +8,6 @@ meanwhile. Nothing is lost: after `add` a pass always begins later than the call
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
 from typing import Final
 
 from llmfleet.kube.refs import Key
@@ -36,6 +35,7 @@ class PendingKeys:
         elif self._not_before.get(key, now) > now:
             self._schedule(key, self._not_before[key])
         else:
+            self._not_before.pop(key, None)
             self._ready.setdefault(key)
 
     def add_later(self, key: Key, at: float) -> None:
@@ -48,14 +48,15 @@ class PendingKeys:
         for key in self._ready:
             del self._ready[key]
             self._working.add(key)
-            self._not_before.pop(key, None)
             return key
         return None
 
-    def done(self, key: Key, now: float, again_in: float | None = None) -> None:
-        """The pass succeeded."""
+    def done(self, key: Key, now: float, again_in: float | None = None, rest: float = 0.0) -> None:
+        """The pass succeeded. Whatever happens, the next one begins no sooner than after the rest."""
         self._failures.pop(key, None)
         self._release(key)
+        if rest > 0:
+            self._not_before[key] = now + rest
         if again_in is not None:
             self._schedule(key, now + again_in)
         if key in self._changed:
@@ -83,9 +84,6 @@ class PendingKeys:
     def __len__(self) -> int:
         """Keys that wait for a worker now."""
         return len(self._ready)
-
-    def working(self) -> Iterator[Key]:
-        return iter(self._working)
 
     def _release(self, key: Key) -> None:
         self._working.remove(key)

@@ -49,30 +49,35 @@ class WorkQueue:
 
     def add(self, key: Key) -> None:
         with self._changed:
+            before = self._pending.next_at()
             self._pending.add(key, self._clock())
-            self._changed.notify()
+            self._wake(before)
 
     def add_after(self, key: Key, delay: timedelta) -> None:
         with self._changed:
+            before = self._pending.next_at()
             self._pending.add_later(key, self._clock() + delay.total_seconds())
-            self._changed.notify()
+            self._wake(before)
 
     def take(self) -> Key | None:
         """The next key, or None once the queue is closed."""
         with self._changed:
             while not self._closed:
                 now = self._clock()
-                key = self._pending.take(now)
+                key, due = self._pending.take(now), self._pending.next_at()
                 if key is not None:
+                    if len(self._pending) or due is not None:
+                        # This worker watched the time; somebody else must do so while it is busy.
+                        self._changed.notify()
                     return key
-                due = self._pending.next_at()
                 self._changed.wait(None if due is None else max(due - now, 0.0))
             return None
 
-    def done(self, key: Key, again_in: timedelta | None = None) -> None:
+    def done(self, key: Key, again_in: timedelta | None = None, rest: float = 0.0) -> None:
         with self._changed:
-            self._pending.done(key, self._clock(), again_in.total_seconds() if again_in is not None else None)
-            self._changed.notify()
+            before = self._pending.next_at()
+            self._pending.done(key, self._clock(), again_in.total_seconds() if again_in is not None else None, rest)
+            self._wake(before)
 
     def failed(self, key: Key, error: Exception) -> tuple[int, float]:
         """Bring the key back after its back-off; returns how often it failed in a row, and the seconds."""
@@ -82,9 +87,16 @@ class WorkQueue:
             delay = policy.delay(failures, random.random())
             if isinstance(error, KubeError):
                 delay = max(delay, error.retry_after)
+            before = self._pending.next_at()
             self._pending.failed(key, self._clock(), delay)
-            self._changed.notify()
+            self._wake(before)
             return failures, delay
+
+    def _wake(self, before: float | None) -> None:
+        """Wake one worker, if there is something to take or if the time to wait for has come closer."""
+        after = self._pending.next_at()
+        if len(self._pending) or (after is not None and (before is None or after < before)):
+            self._changed.notify()
 
     def close(self) -> None:
         with self._changed:
@@ -96,6 +108,10 @@ class WorkQueue:
             return len(self._pending)
 
 
+def no_rest(_took: float) -> float:
+    return 0.0
+
+
 @dataclass(slots=True, kw_only=True)
 class Controller:
     """One reconcile function, its queue and where its keys come from."""
@@ -103,6 +119,7 @@ class Controller:
     name: str
     reconcile: Reconcile
     sources: Sequence[Source]
+    rest: Callable[[float], float]
     queue: WorkQueue = field(default_factory=WorkQueue)
     busy_since: dict[Key, float] = field(default_factory=dict)
 
@@ -155,9 +172,13 @@ class Manager:
                 self._reflectors.append(reflector)
         return self._caches[identity]
 
-    def controller(self, name: str, reconcile: Reconcile, *, sources: Sequence[Source]) -> WorkQueue:
-        """Call `reconcile` for every key that a source's mapping names; never twice at once for one key."""
-        controller = Controller(name=name, reconcile=reconcile, sources=sources)
+    def controller(
+        self, name: str, reconcile: Reconcile, *, sources: Sequence[Source], rest: Callable[[float], float] = no_rest
+    ) -> WorkQueue:
+        """Call `reconcile` for every key that a source's mapping names; never twice at once for one key.
+
+        `rest` says, from how long a pass took, how long its key rests after a success however many events come."""
+        controller = Controller(name=name, reconcile=reconcile, sources=sources, rest=rest)
         for cache, mapping in sources:
             cache.subscribe(_enqueuer(controller.queue, mapping))
         self._controllers.append(controller)
@@ -209,7 +230,7 @@ class Manager:
         except Exception as error:
             self._failed(controller, key, error)
         else:
-            controller.queue.done(key, again_in)
+            controller.queue.done(key, again_in, controller.rest(time.monotonic() - began))
         finally:
             del controller.busy_since[key]
             self._metrics.passes.labels(controller.name).observe(time.monotonic() - began)

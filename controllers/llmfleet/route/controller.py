@@ -7,9 +7,9 @@ compares; all waiting and all writing of route/ happens here.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
+from typing import Final
 
 from llmfleet import names
 from llmfleet.api.document import Document, State
@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 Clock = Callable[[], datetime]
 
-# The first change is published at once. While changes keep coming, a publication that took t is followed by a rest of
+# The first change is published at once. While changes keep coming, a pass that took t is followed by a rest of
 # REST_FACTOR * t, so that a large namespace costs a bounded share of the process and of the apiserver.
-REST_FACTOR = 5.0
-SHORTEST_REST = 0.02
-LONGEST_REST = 2.0
+REST_FACTOR: Final = 8.0
+SHORTEST_REST: Final = 0.02
+LONGEST_REST: Final = 2.0
 
 
 def install(
@@ -55,7 +55,12 @@ def install(
     )
     own = (route.backends, lambda configmap: [key_of(configmap)])
     others = [(cache, route.affected) for cache in (route.clusters, route.statefulsets, route.engines, route.routers)]
-    manager.controller("route", route.reconcile, sources=[own, *others])
+    manager.controller("route", route.reconcile, sources=[own, *others], rest=rest_after)
+
+
+def rest_after(took: float) -> float:
+    """Seconds to rest after a pass that took so long."""
+    return min(max(REST_FACTOR * took, SHORTEST_REST), LONGEST_REST)
 
 
 class RouteController:
@@ -77,28 +82,19 @@ class RouteController:
         self._api, self._identity, self._clock, self._metrics = api, identity, clock, metrics
         self.backends = backends
         self.clusters, self.statefulsets, self.engines, self.routers = clusters, statefulsets, engines, routers
-        self._rest_until: dict[Key, float] = {}
         self._entries: dict[Key, Entries] = {}
 
     def affected(self, obj: Manifest) -> Iterable[Key]:
         """Any change in a namespace may matter to each of its ConfigMaps."""
         return [key_of(configmap) for configmap in self.backends.list(obj["metadata"].get("namespace", ""))]
 
-    def reconcile(self, key: Key) -> timedelta | None:
-        """One pass for one ConfigMap; returns when to look again, if it is too early to write."""
+    def reconcile(self, key: Key) -> None:
+        """One pass for one ConfigMap."""
         configmap = self.backends.get(*key)
         if configmap is None or not self._is_ours(configmap):
-            self._rest_until.pop(key, None)
             self._entries.pop(key, None)
-            return None
-        began = time.monotonic()
-        rest = self._rest_until.get(key, 0.0) - began
-        if rest > 0:
-            return timedelta(seconds=rest)
+            return
         self._publish(key, configmap)
-        took = time.monotonic() - began
-        self._rest_until[key] = began + took + min(max(REST_FACTOR * took, SHORTEST_REST), LONGEST_REST)
-        return None
 
     def _publish(self, key: Key, configmap: Manifest) -> None:
         document = self._document(key, configmap)

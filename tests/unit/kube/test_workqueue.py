@@ -34,10 +34,13 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue = PendingKeys()
         self.now = 0.0
         self.working: set[Key] = set()
+        self.resting: dict[Key, float] = {}
+        """Keys after a success, and until when they must not be handed out."""
         self.marked: dict[Key, float] = {}
         """Keys that must be taken again, and from when on at the latest."""
 
     def mark(self, key: Key, by: float) -> None:
+        by = max(by, self.resting.get(key, 0.0))
         self.marked[key] = min(by, self.marked.get(key, by))
 
     @rule(key=st.sampled_from(KEYS))
@@ -58,15 +61,19 @@ class QueueMachine(RuleBasedStateMachine):
             assert not overdue, f"{overdue} should have been handed out"
             return
         assert key not in self.working, "two workers on one key"
+        assert self.resting.get(key, 0.0) <= self.now, "handed out while it rests"
         self.working.add(key)
         self.marked.pop(key, None)
 
-    @rule(data=st.data(), again=st.none() | st.floats(0, 20))
-    def done(self, data: st.DataObject, again: float | None) -> None:
+    @rule(data=st.data(), again=st.none() | st.floats(0, 20), rest=st.just(0.0) | st.floats(0, 5))
+    def done(self, data: st.DataObject, again: float | None, rest: float) -> None:
         if self.working:
             key = data.draw(st.sampled_from(sorted(self.working)))
             self.working.discard(key)
-            self.queue.done(key, self.now, again)
+            self.queue.done(key, self.now, again, rest)
+            self.resting[key] = self.now + rest
+            if key in self.marked:
+                self.marked[key] = max(self.marked[key], self.now + rest)
             if again is not None:
                 self.mark(key, self.now + again + EVENT_GAP)
 
@@ -77,6 +84,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.working.discard(key)
             was_marked = key in self.marked
             self.queue.failed(key, self.now, delay)
+            self.resting.pop(key, None)
             if was_marked:
                 self.marked[key] = max(self.marked[key], self.now + EVENT_GAP)
             else:
@@ -146,6 +154,53 @@ def test_a_sooner_time_wins_and_a_later_one_is_forgotten_only_when_it_comes() ->
     assert queue.take(5.0) == A
     queue.done(A, 5.0)
     assert queue.take(100.0) is None
+
+
+def test_a_key_that_rests_takes_no_passes_however_many_events_come() -> None:
+    queue = PendingKeys()
+    queue.add(A, 0.0)
+    queue.take(0.0)
+    queue.add(A, 0.0)
+    queue.done(A, 0.0, rest=2.0)
+    queue.add(A, 1.0)
+    assert queue.take(1.9) is None
+    assert queue.take(2.0) == A
+    queue.done(A, 2.0)
+    assert queue.take(10.0) is None
+
+
+def test_a_worker_that_waits_for_a_later_key_is_woken_for_a_sooner_one() -> None:
+    queue = WorkQueue()
+    taken: list[Key | None] = []
+    queue.add_after(A, timedelta(seconds=30))
+    worker = threading.Thread(target=lambda: taken.append(queue.take()), daemon=True)
+    worker.start()
+    time.sleep(0.1)
+    queue.add_after(B, timedelta(seconds=0.05))
+    eventually(lambda: taken == [B], seconds=5)
+    worker.join(5)
+
+
+def test_keys_due_at_once_are_worked_side_by_side() -> None:
+    queue = WorkQueue()
+    both = threading.Barrier(2, timeout=5)
+    met: list[Key] = []
+
+    def work() -> None:
+        key = queue.take()
+        both.wait()
+        assert key is not None
+        met.append(key)
+
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    time.sleep(0.05)
+    for key in (A, B):
+        queue.add_after(key, timedelta(seconds=0.1))
+    for worker in workers:
+        worker.join(5)
+    assert sorted(met) == [A, B]
 
 
 def test_back_off_grows_per_key_and_is_forgotten_after_a_success() -> None:
