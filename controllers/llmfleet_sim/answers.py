@@ -49,6 +49,7 @@ class Answer(ABC):
     """One answer under way: a sink for its sequences, a writer of its events."""
 
     constant_frames = True
+    truncated_on_error = False
 
     def __init__(self, ask: Ask, identity: Identity, config: EngineConfig) -> None:
         self.ask = ask

@@ -296,7 +296,9 @@ class Api:
 
         def close() -> None:
             self.open_requests -= 1
-            if answer.ask.stream:
+            if answer.ask.stream and answer.failed is not None and answer.truncated_on_error:
+                exchange.truncate()
+            elif answer.ask.stream:
                 exchange.finish()
             elif answer.failed is not None:
                 self.refuse(exchange, answer.failed)

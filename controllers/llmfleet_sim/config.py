@@ -79,7 +79,7 @@ class EngineConfig:
     output_tokens: int
     transfer_us: float
     teardown_scale: float
-    sigterm_error: bool
+    sigterm_ends: str
     admin_host: str
     admin_port: int
     seed: int
@@ -92,9 +92,7 @@ def build_config(flags: Namespace, env: EngineEnvironment, *, new_id: str) -> En
     model = flags.model_tag or flags.model or "Qwen/Qwen3-0.6B"
     max_len = flags.max_model_len if (flags.max_model_len or 0) > 0 else 8192
     tp, pp = flags.tensor_parallel_size or 1, flags.pipeline_parallel_size or 1
-    version = VERSIONS.get(flags.sim_vllm_version)
-    if version is None:
-        raise ValueError(f"--sim-vllm-version: {flags.sim_vllm_version} is not one of {', '.join(VERSIONS)}")
+    version = VERSIONS[_one_of("--sim-vllm-version", flags.sim_vllm_version, tuple(VERSIONS))]
     return EngineConfig(
         model=model,
         names=tuple(flags.served_model_name or [model]),
@@ -134,7 +132,7 @@ def build_config(flags: Namespace, env: EngineEnvironment, *, new_id: str) -> En
         output_tokens=flags.sim_output_tokens,
         transfer_us=flags.sim_kv_transfer_us,
         teardown_scale=flags.sim_teardown_scale,
-        sigterm_error=flags.sim_sigterm_ends == "error",
+        sigterm_ends=_one_of("--sim-sigterm-ends", flags.sim_sigterm_ends, ("auto", "error", "abort")),
         admin_host=flags.sim_admin_host,
         admin_port=flags.sim_admin_port,
         seed=flags.sim_seed,
@@ -143,10 +141,14 @@ def build_config(flags: Namespace, env: EngineEnvironment, *, new_id: str) -> En
     )
 
 
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise ValueError(f"{name}: {value} is not one of {', '.join(known)}")
+    return value
+
+
 def _steps(flags: Namespace) -> StepModel:
-    if flags.sim_profile not in PROFILES:
-        raise ValueError(f"--sim-profile: {flags.sim_profile} is not one of {', '.join(PROFILES)}")
-    return PROFILES[flags.sim_profile].with_overrides(
+    return PROFILES[_one_of("--sim-profile", flags.sim_profile, tuple(PROFILES))].with_overrides(
         a=flags.sim_step_a, b=flags.sim_step_b, c=flags.sim_step_c, d=flags.sim_step_d
     )
 

@@ -23,6 +23,7 @@ from llmfleet_sim.telemetry import Telemetry, set_up_log
 
 log = logging.getLogger("llmfleet_sim")
 _DEATH_SECONDS = 2.5
+_DEAF_SECONDS = 1.0
 _EXIT_SECONDS = 0.2
 _DRAINED_SECONDS = 6.0
 
@@ -119,8 +120,9 @@ async def _first(*events: asyncio.Event) -> None:
 
 async def _leave_dead(config: EngineConfig, api: Api) -> int:
     """After an engine death the API server goes away by itself, with exit code 0."""
-    await asyncio.sleep(_DEATH_SECONDS * config.teardown_scale)
+    await asyncio.sleep(_DEAF_SECONDS * config.teardown_scale)
     api.stop_listening()
+    await asyncio.sleep((_DEATH_SECONDS - _DEAF_SECONDS) * config.teardown_scale)
     return 0
 
 
@@ -145,8 +147,9 @@ async def _leave(config: EngineConfig, api: Api, died: asyncio.Event) -> int:
 
 
 def end_all(config: EngineConfig, engine: Engine) -> None:
-    """End what still runs. Real engines race here: their last tokens may or may not beat their death."""
-    if config.sigterm_error:
+    """End what still runs. Real engines race here; seen were an error for a lone request, aborts for several."""
+    running = len(engine.scheduler.running) + len(engine.scheduler.waiting)
+    if config.sigterm_ends == "error" or (config.sigterm_ends == "auto" and running == 1):
         engine.fail_all(engine_dead())
     else:
         engine.interrupt_all()

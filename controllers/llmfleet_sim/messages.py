@@ -9,11 +9,14 @@ from typing import Any
 from llmfleet_sim.answers import Answer, Choice
 from llmfleet_sim.ask import Ask, chat_ask, plain_messages
 from llmfleet_sim.config import EngineConfig
-from llmfleet_sim.errors import Problem, dump
+from llmfleet_sim.errors import Problem
 from llmfleet_sim.fields import Fields
 from llmfleet_sim.tokens import encode_chat
 
 _STOP_REASONS = {"length": "max_tokens", "stop": "end_turn"}
+_CONVERTER_TRIPPED = (
+    "2 validation errors for ChatCompletionStreamResponse\nmodel\n  Field required\nchoices\n  Field required"
+)
 
 
 def messages_ask(body: Mapping[str, Any], config: EngineConfig) -> Ask:
@@ -61,8 +64,9 @@ class MessagesAnswer(Answer):
     def _head(self) -> dict[str, Any]:
         return {"id": self.identity.id, "type": "message", "role": "assistant"}
 
-    def _stop_reason(self, choice: Choice) -> str:
-        return "stop_sequence" if choice.stop_reason else _STOP_REASONS.get(choice.finish, "end_turn")
+    def _stop_reason(self, choice: Choice) -> str | None:
+        """Name the end in Anthropic's words; an answer cut short by the engine has none."""
+        return "stop_sequence" if choice.stop_reason else _STOP_REASONS.get(choice.finish)
 
     def opening(self) -> list[bytes]:
         """The message and its one block."""
@@ -95,19 +99,20 @@ class MessagesAnswer(Answer):
         ]
 
     def error_events(self) -> list[bytes]:
-        """The error of a stream, in Anthropic's form."""
-        assert self.failed is not None
-        return [b"event: error\ndata: " + dump(self.failed.anthropic_body()) + b"\n\n"]
+        """The error of a stream: vLLM trips over its own chat event here, and says that."""
+        inner = {"type": "internal_error", "message": _CONVERTER_TRIPPED}
+        return [self.event({"type": "error", "error": inner})]
 
     def whole(self) -> Any:
         """The unary body."""
         choice = self.choices[0]
-        stop = {"stop_sequence": choice.stop_reason} if choice.stop_reason else {}
+        reason = self._stop_reason(choice)
+        stop: dict[str, Any] = {"stop_reason": reason} if reason else {}
+        stop |= {"stop_sequence": choice.stop_reason} if choice.stop_reason else {}
         return {
             **self._head(),
             "content": [{"type": "text", "text": choice.text}],
             "model": self.identity.model,
-            "stop_reason": self._stop_reason(choice),
             **stop,
             "usage": self._usage(),
         }

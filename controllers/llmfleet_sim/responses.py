@@ -63,6 +63,7 @@ class ResponsesAnswer(Answer):
     """/v1/responses."""
 
     constant_frames = False
+    truncated_on_error = True
     _number = 0
 
     @property
@@ -177,6 +178,10 @@ class ResponsesAnswer(Answer):
             self.numbered("response.output_item.done", item=self._message("completed"), output_index=0),
             self.numbered("response.completed", response=self._state(done=True)),
         ]
+
+    def error_events(self) -> list[bytes]:
+        """Say nothing: vLLM lets the error through to the server, which breaks the stream off."""
+        return []
 
     def whole(self) -> Any:
         """The unary body."""

@@ -27,27 +27,47 @@ def test_a_taken_port_ends_the_start(tmp_path):
         assert b"cannot bind" in second.log.read_bytes()
 
 
-def test_sigterm_ends_streams_with_an_error_event_and_done(tmp_path):
-    with start(tmp_path, *SLOW).until_up() as own:
-        stream, unary = own.open(stream=True), own.open()
-        assert wait_for(lambda: own.metric("vllm:num_requests_running") == 2)
+@pytest.mark.parametrize("form", [(), ("--sim-sigterm-ends", "error")])
+def test_sigterm_ends_a_lone_stream_with_an_error_event_and_done(tmp_path, form):
+    with start(tmp_path, *SLOW, *form).until_up() as own:
+        stream = own.open(stream=True)
+        assert wait_for(lambda: own.metric("vllm:num_requests_running") == 1)
         own.signal(signal.SIGTERM)
         event, done = last_events(read_all(stream))
         assert event.startswith(b'{"error": {"message": "EngineCore encountered an issue') and done == b"[DONE]"
-        assert unary.recv(65536).startswith(b"HTTP/1.1 500 ")
         assert own.exit_code() == 0
 
 
-def test_sigterm_can_end_streams_with_finish_reason_abort_and_done(tmp_path):
-    with start(tmp_path, *SLOW, "--sim-sigterm-ends", "abort").until_up() as own:
+def test_sigterm_ends_several_requests_with_finish_reason_abort(tmp_path):
+    chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 900}
+    with start(tmp_path, *SLOW).until_up() as own:
         stream, unary = own.open(stream=True), own.open()
-        assert wait_for(lambda: own.metric("vllm:num_requests_running") == 2)
+        message = own.open("/v1/messages", stream=True, model="tiny", **chat)
+        response = own.open("/v1/responses", stream=True, input="hi")
+        assert wait_for(lambda: own.metric("vllm:num_requests_running") == 4)
         own.signal(signal.SIGTERM)
         event, done = last_events(read_all(stream))
         assert b'"finish_reason":"abort"' in event and done == b"[DONE]"
         answer = unary.recv(65536)
         assert answer.startswith(b"HTTP/1.1 200 ") and b'"finish_reason":"abort"' in answer
+        delta, stop = last_events(read_all(message))
+        assert b'"stop_reason":null' in delta and stop == b'{"type":"message_stop"}'
+        assert b'"type":"response.completed"' in last_events(read_all(response))[1]
         assert own.exit_code() == 0
+
+
+def test_an_engine_death_ends_each_kind_of_stream_its_own_way(tmp_path):
+    chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 900}
+    with start(tmp_path, *SLOW, admin=True).until_up() as own:
+        message = own.open("/v1/messages", stream=True, model="tiny", **chat)
+        response = own.open("/v1/responses", stream=True, input="hi")
+        assert wait_for(lambda: own.metric("vllm:num_requests_running") == 2)
+        own.fault(kind="die", what="engine")
+        data = read_all(message)
+        assert b'event: error\ndata: {"type":"error","error":{"type":"internal_error"' in data
+        assert b"message_stop" not in data and data.endswith(b"0\r\n\r\n")
+        data = read_all(response)
+        assert b'"error":{' not in data and not data.endswith(b"0\r\n\r\n")
 
 
 def test_with_a_shutdown_timeout_streams_finish_health_stays_and_new_requests_get_500(tmp_path):

@@ -14,7 +14,7 @@ from llmfleet_sim.faults import Faults
 log = logging.getLogger("llmfleet_sim")
 _AFTER_ABORTED_START = 35.0
 _AFTER_LEADER_DEATH = 11.0
-_NORMAL_END = 1.0
+_NORMAL_END = 5.0
 
 
 async def follow(config: EngineConfig, stop: asyncio.Event, faults: Faults) -> int:

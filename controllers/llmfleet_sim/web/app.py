@@ -74,6 +74,12 @@ class Exchange:
             self._connection.send(b"0\r\n\r\n")
             self._end()
 
+    def truncate(self) -> None:
+        """End an event stream without its last chunk, as an unhandled error does."""
+        if not self.ended:
+            self.keep_alive = False
+            self._end()
+
     def cut(self) -> None:
         """Reset the connection in the middle."""
         self._connection.abort()
