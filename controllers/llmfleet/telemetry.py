@@ -305,6 +305,9 @@ class OperatorMetrics:
         )
         info = self._gauge("build_info", "1, with the version.", "version")
         info.labels(VERSION).set(1)
+        # deploy/: the words are those of the Ready condition.
+        self.instances = self._gauge("instances", "Instances, by the reason of their Ready condition.", "reason")
+        self.transitions = self._counter("transitions", "Times an instance came to be in a state.", "reason")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter_:
         return Counter_(f"llmfleet_operator_{name}", text, labels, registry=self.registry)

@@ -52,6 +52,7 @@ from llmfleet.kube.refs import (
 from llmfleet.kube.watch.client import Cache
 from llmfleet.kube.workqueue import Manager
 from llmfleet.settings import OperatorSettings
+from llmfleet.telemetry import OperatorMetrics
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,9 @@ KEPT_REVISIONS: Final = 128
 NAMESPACE_FRESH: Final = timedelta(seconds=5)
 
 
-def install(manager: Manager, api: Api, settings: OperatorSettings, clock: Clock) -> None:
+def install(
+    manager: Manager, api: Api, settings: OperatorSettings, clock: Clock, metrics: OperatorMetrics | None = None
+) -> None:
     """Register the LLMCluster controller."""
     namespaces = settings.namespaces
     caches = Caches(
@@ -79,7 +82,9 @@ def install(manager: Manager, api: Api, settings: OperatorSettings, clock: Clock
         backends=selections.backends(manager, namespaces),
         routers=selections.router_pods(manager, namespaces),
     )
-    controller = ClusterController(api.as_manager(names.OPERATOR_MANAGER), caches, settings.identity, clock)
+    controller = ClusterController(
+        api.as_manager(names.OPERATOR_MANAGER), caches, settings.identity, clock, metrics or OperatorMetrics()
+    )
     queue = manager.controller("deploy", controller.reconcile, sources=controller.sources())
     controller.start(Prober(clock, queue.add), queue.add)
 
@@ -101,8 +106,8 @@ class Caches:
 class ClusterController:
     """One pass per LLMCluster. What it keeps between passes is a cache."""
 
-    def __init__(self, api: Api, caches: Caches, identity: str, clock: Clock) -> None:
-        self._api, self._caches, self._identity, self._clock = api, caches, identity, clock
+    def __init__(self, api: Api, caches: Caches, identity: str, clock: Clock, metrics: OperatorMetrics) -> None:
+        self._api, self._caches, self._identity, self._clock, self._metrics = api, caches, identity, clock, metrics
         self._hashes: dict[Key, tuple[Any, str]] = {}
         self._refused: dict[Key, tuple[str, str]] = {}
         self._revisions: OrderedDict[tuple[str, str, str], Manifest] = OrderedDict()
@@ -154,8 +159,7 @@ class ClusterController:
         """Look at one instance and do what is due; returns when to look again."""
         cluster = self._caches.clusters.get(*key)
         if cluster is None or not fleets.is_claimed(cluster, self._identity):
-            for kept in (self._announced, self._hashes, self._refused, self._reported):
-                kept.pop(key, None)
+            self._forget(key)
             return None
         facts = self._gather(key, cluster)
         if not wants_turn(facts.instance):
@@ -194,10 +198,25 @@ class ClusterController:
             return
         reason = str(outcome.state.reason)
         if self._announced.get(key) != reason:
-            self._announced[key] = reason
+            self._count(key, reason)
             fields = {"llmcluster": str(key), "reason": reason, "why": outcome.state.message}
             log.info("instance changed state", extra={"fields": fields})
             self._wake_waiting(facts.cluster)
+
+    def _count(self, key: Key, reason: str) -> None:
+        before = self._announced.get(key)
+        if before is not None:
+            self._metrics.instances.labels(before).dec()
+        self._announced[key] = reason
+        self._metrics.instances.labels(reason).inc()
+        self._metrics.transitions.labels(reason).inc()
+
+    def _forget(self, key: Key) -> None:
+        """The instance is gone, or somebody else's."""
+        if key in self._announced:
+            self._metrics.instances.labels(self._announced.pop(key)).dec()
+        for kept in (self._hashes, self._refused, self._reported):
+            kept.pop(key, None)
 
     def _wake_waiting(self, cluster: Manifest) -> None:
         for other in self._fleet(cluster):

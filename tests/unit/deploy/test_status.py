@@ -111,6 +111,23 @@ def test_every_transition_is_an_event_with_the_same_word() -> None:
     assert set(reasons) <= {str(reason) for reason in Reason}
 
 
+def test_the_operators_figures_use_the_same_words() -> None:
+    world = World()
+    for name in ("a", "b"):
+        world.create(name)
+    world.run(60, until=world.all_serving)
+    assert world.measured("instances", "Serving") == 2
+    world.kill("a", 1)
+    world.run(90, until=lambda: world.restarts("a") == 1 and world.all_serving())
+    assert world.measured("transitions_total", "GroupRestarting") == 1
+    assert world.measured("transitions_total", "Serving") == 3
+    world.delete("b")
+    world.run(60, until=lambda: ("llmclusters", "d", "b") not in world.objects)
+    world.run(31)
+    assert world.measured("instances", "Serving") == 1
+    assert world.measured("instances", "Draining") == 0
+
+
 FLAGS = st.fixed_dictionaries({flag: st.booleans() for flag in ("ready", "reconciling", "degraded", "stalled")})
 
 

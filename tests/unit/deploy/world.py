@@ -43,6 +43,7 @@ from llmfleet.kube.refs import (
     Ref,
     kind_of,
 )
+from llmfleet.telemetry import OperatorMetrics
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 IDENTITY = "system/llmfleet"
@@ -122,12 +123,16 @@ class World:
             backends=WorldCache(self, CONFIGMAP),
             routers=WorldCache(self, POD, routers=True),
         )
-        self.controller = ClusterController(WorldApi(self), caches, IDENTITY, lambda: self.now)  # type: ignore[arg-type]
-        self.controller.start(WorldProber(self), self.queue.append)  # type: ignore[arg-type]
+        self.metrics = OperatorMetrics()
+        api: Any = WorldApi(self)
+        self.controller = ClusterController(api, caches, IDENTITY, lambda: self.now, self.metrics)
+        prober: Any = WorldProber(self)
+        self.controller.start(prober, self.queue.append)
 
     def reconcile_all(self) -> None:
         """One pass over every LLMCluster, in random order; a crash starts a new operator."""
         keys = [Key(ns, name) for plural, ns, name in self.objects if plural == LLMCLUSTER.plural]
+        keys += [key for key in self.due if key not in keys]
         self.random.shuffle(keys)
         changed = self._counter != self._seen
         self._seen = self._counter
@@ -200,6 +205,11 @@ class World:
 
     def delete(self, name: str) -> None:
         self.remove(LLMCLUSTER, "d", name)
+
+    def measured(self, metric: str, reason: str) -> float:
+        """A figure of the operator process that runs now."""
+        labels = {"reason": reason}
+        return self.metrics.registry.get_sample_value(f"llmfleet_operator_{metric}", labels) or 0.0
 
     def cluster(self, name: str) -> dict[str, Any]:
         return self.objects[(LLMCLUSTER.plural, "d", name)]
