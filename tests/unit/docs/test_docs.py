@@ -5,6 +5,7 @@ Links, `make` targets, commands, variables, metrics, reasons, files of ARCHITECT
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -161,6 +162,14 @@ def test_every_metric_that_is_named_anywhere_exists() -> None:
     known = {name + suffix for name in metric_names() for suffix in suffixes}
     named = set(re.findall(r"\bllmfleet_(?:router|operator|route)_\w+[a-z](?![\w*])", ALL))
     assert named - known == set()
+
+
+def test_every_engine_metric_that_is_named_is_one_that_vllm_was_seen_to_export() -> None:
+    recorded = json.loads((ROOT / "tests/conformance/recorded/metrics.json").read_text())
+    known = {sample.partition("{")[0] for family in recorded.values() for sample in family["samples"]} | set(recorded)
+    named = set(re.findall(r"`(vllm:\w+)`|\((vllm:\w+)\)", (ROOT / "docs/glossary.md").read_text()))
+    assert {name for pair in named for name in pair if name} - known == set()
+    assert "vllm:num_requests_waiting" in known
 
 
 @pytest.mark.parametrize("reason", list(Reason), ids=str)
