@@ -6,7 +6,7 @@ ENGINE ?= sim
 
 .PHONY: help
 help: ## List the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' Makefile
 
 .PHONY: demo
 demo: ## From nothing to a streamed completion on a real Kubernetes (ENGINE=sim, or ENGINE=vllm-cpu for real vLLM)
