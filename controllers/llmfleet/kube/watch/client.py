@@ -22,7 +22,7 @@ from llmfleet.kube.refs import Key, Kind, Manifest, key_of, version_of
 from llmfleet.kube.selectors import Matcher, parse_selector
 from llmfleet.kube.store import Change, Store
 from llmfleet.kube.transport.client import Streams
-from llmfleet.kube.trim import Trim
+from llmfleet.kube.trim import Trim, shared
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,9 @@ class Cache:
             self._store.forget_versions()
 
     def trim(self, obj: Manifest) -> Manifest:
-        return self._trim(obj)
+        """What is kept of an object."""
+        kept: Manifest = shared(self._trim(obj))
+        return kept
 
     def _update(self, obj: Manifest, *, known_only: bool) -> Change | None:
         selected = self._matches(obj["metadata"].get("labels") or {})
@@ -147,7 +149,7 @@ class Cache:
                 return None
             if not selected:
                 return self._store.remove(key_of(obj), version_of(obj))
-            return self._store.upsert(self._trim(obj))
+            return self._store.upsert(self.trim(obj))
 
     def _tell(self, changes: Iterable[Change | None]) -> None:
         for change in changes:
