@@ -200,8 +200,22 @@ class Answer(ABC):
 
     def details(self) -> dict[str, Any] | None:
         """Give prompt_tokens_details where --enable-prompt-tokens-details asks for it."""
-        cached = sum(c.cached for c in self.choices)
-        return {"cached_tokens": cached} if self.config.prompt_details and cached else None
+        if not self.config.prompt_details:
+            return None
+        return {
+            "cached_tokens": self.choices[-1].cached,
+            "created_cache_tokens": self.created_cache_tokens(),
+            "multimodal_tokens": None,
+        }
+
+    def created_cache_tokens(self) -> int | None:
+        """Give the prompt tokens that went into the prefix cache, where the route counts them."""
+        return None
+
+    def last_usage(self) -> dict[str, Any]:
+        """Give the usage of a stream's last event, which leaves nulls out."""
+        details = {k: v for k, v in (self.details() or {}).items() if v is not None}
+        return self.usage(**({"prompt_tokens_details": details} if details else {}))
 
     def tokens(self, choice: Choice, first: int = 0) -> list[int] | None:
         """Give token ids where the request asks for them."""

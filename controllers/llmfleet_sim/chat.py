@@ -16,6 +16,12 @@ class ChatAnswer(Answer):
         who = self.identity
         return {"id": who.id, "object": object_name, "created": who.created, "model": who.model}
 
+    def created_cache_tokens(self) -> int | None:
+        """Chat counts the tokens of full blocks that were not cached before."""
+        size = self.config.block_size
+        full = len(self.ask.prompts[0]) // size * size if self.config.prefix_caching else 0
+        return max(0, full - self.choices[-1].cached)
+
     def opening(self) -> list[bytes]:
         """The role of every choice."""
         return [self._role(choice) for choice in self.choices]
@@ -58,9 +64,7 @@ class ChatAnswer(Answer):
         """Usage where asked for, then the end mark."""
         if not self.ask.usage:
             return [DONE]
-        details = self.details()
-        usage = self.usage(**({"prompt_tokens_details": details} if details else {}))
-        body = {**self._base("chat.completion.chunk"), "choices": [], "usage": usage}
+        body = {**self._base("chat.completion.chunk"), "choices": [], "usage": self.last_usage()}
         return [self.event({**stamp(body, self.identity), **present(self.metrics)}), DONE]
 
     def whole(self) -> Any:

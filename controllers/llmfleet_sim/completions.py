@@ -39,12 +39,8 @@ class CompletionAnswer(Answer):
         """Usage where asked for, then the end mark."""
         if not self.ask.usage:
             return [DONE]
-        body = stamp({**self._base(), "choices": [], "usage": self._last_usage()}, self.identity)
+        body = stamp({**self._base(), "choices": [], "usage": self.last_usage()}, self.identity)
         return [self.event({**body, **present(self.metrics)}), DONE]
-
-    def _last_usage(self) -> dict[str, Any]:
-        details = self.details()
-        return self.usage(**({"prompt_tokens_details": details} if details else {}))
 
     def whole(self) -> Any:
         """The unary body."""

@@ -99,9 +99,22 @@ def test_options_show_in_the_answers(guarded):
     reply = guarded.post("/v1/completions", asked, {**KEY, "X-Request-Id": "abc-1"})
     assert {k.lower(): v for k, v in reply.headers.items()}["x-request-id"] == "abc-1"
     assert (reply.json()["model"], reply.json()["system_fingerprint"]) == ("tiny", None)
-    assert reply.json()["usage"]["prompt_tokens_details"] == {"cached_tokens": 128}
+    details = {"cached_tokens": 128, "created_cache_tokens": None, "multimodal_tokens": None}
+    assert reply.json()["usage"]["prompt_tokens_details"] == details
+    events = guarded.post("/v1/completions", {**asked, "stream": True, "stream_options": {"include_usage": True}}, KEY)
+    assert events.events()[-2]["usage"]["prompt_tokens_details"] == {"cached_tokens": 128}
     models = guarded.request("GET", "/v1/models", headers=KEY).json()["data"]
     assert [model["id"] for model in models] == ["tiny", "alias"]
+
+
+def test_chat_also_counts_the_tokens_it_adds_to_the_cache(guarded):
+    asked = {"messages": [{"role": "user", "content": "one two three four five six " * 20}], "max_tokens": 1}
+    usage = guarded.post("/v1/chat/completions", asked, KEY).json()["usage"]
+    assert usage["prompt_tokens_details"] == {
+        "cached_tokens": 0,
+        "created_cache_tokens": usage["prompt_tokens"] // 128 * 128,
+        "multimodal_tokens": None,
+    }
 
 
 def test_requests_above_the_queue_limit_get_503_and_waiting_streams_a_comment(guarded):
