@@ -96,7 +96,7 @@ class Load(asyncio.Protocol):
 
 
 def request(kind: str) -> bytes:
-    body = json.dumps({"kind": kind, "model": "m", "stream": kind != "unary", "messages": [{"content": "y" * 900}]})
+    body = json.dumps({"user": kind, "model": "m", "stream": kind != "unary", "messages": [{"content": "y" * 900}]})
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
     fields = f"Content-Length: {len(body)}\r\nUser-Agent: bench\r\nAuthorization: Bearer k\r\nAccept: */*\r\n\r\n"
     return (head + fields + body).encode()

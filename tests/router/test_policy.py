@@ -11,21 +11,22 @@ from llmfleet.router.sse import Dialect
 
 CHAT = policy.ENGINE_ROUTES[b"/v1/chat/completions"]
 COMPLETIONS = policy.ENGINE_ROUTES[b"/v1/completions"]
+MAX_VALUES = 1_000_000
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-names = st.sampled_from([*policy.OWNED_FIELDS, "messages", "n", "prompt", "x"])
+names = st.sampled_from([*policy.OWNED_FIELDS, "messages", "n", "prompt", "x", "session_id"])
 
 
 @settings(max_examples=50, deadline=None)
 @given(fields=st.dictionaries(names, json_values))
-def test_no_field_of_ours_survives_and_every_other_does(fields):
-    admitted = policy.admit(CHAT, orjson.dumps(fields | {"model": "m"}))
+def test_only_fields_on_the_list_survive_and_they_are_unchanged(fields):
+    admitted = policy.admit(CHAT, orjson.dumps(fields | {"model": "m"}), MAX_VALUES)
     kept = orjson.loads(admitted.body)
-    assert kept == {k: v for k, v in fields.items() if k not in policy.OWNED_FIELDS} | {"model": "m"}
+    assert kept == {k: v for k, v in fields.items() if k in policy.ALLOWED_FIELDS} | {"model": "m"}
     assert admitted.choices >= 1
 
 
@@ -33,7 +34,7 @@ def test_no_field_of_ours_survives_and_every_other_does(fields):
 def test_any_body_is_admitted_or_refused_with_a_400(noise):
     for route in policy.ENGINE_ROUTES.values():
         try:
-            policy.admit(route, noise)
+            policy.admit(route, noise, MAX_VALUES)
         except Refusal as refusal:
             assert refusal.status == 400
 
@@ -49,11 +50,14 @@ def test_any_body_is_admitted_or_refused_with_a_400(noise):
         ({"prompt": []}, 1),
         ({"prompt": "x", "n": None}, 1),
         ({"prompt": "x", "n": -1}, 1),
-        ({"prompt": "x", "n": "2"}, 1),
+        ({"prompt": "x", "n": "2"}, 2),
+        ({"prompt": "x", "n": 2.0}, 2),
+        ({"prompt": "x", "n": 1.5}, 1),
+        ({"prompt": "x", "n": "two"}, 1),
     ],
 )
 def test_the_choices_of_an_answer_follow_from_the_request(body, choices):
-    assert policy.admit(COMPLETIONS, orjson.dumps(body | {"model": "m"})).choices == choices
+    assert policy.admit(COMPLETIONS, orjson.dumps(body | {"model": "m"}), MAX_VALUES).choices == choices
 
 
 @given(path=st.binary(max_size=40))

@@ -109,6 +109,7 @@ async def test_a_drain_that_takes_too_long_ends_at_its_deadline():
         assert await router.process.wait() == 0
         body = await client.reader.read()
         assert not body.endswith(b"0\r\n\r\n"), "a cut answer never looks whole"
+        assert b'"code":"not_ready"' in body[-300:], "and says why"
 
 
 @scenario

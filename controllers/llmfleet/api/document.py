@@ -86,9 +86,14 @@ class Document:
 def parse_document(data: bytes) -> Document:
     """Read a document and check every rule; the last good one stays in use when this raises."""
     try:
-        raw = json.loads(data)
+        return _document(json.loads(data))
+    except DocumentError:
+        raise
     except (ValueError, RecursionError) as error:
         raise DocumentError(f"not JSON: {error}") from None
+
+
+def _document(raw: object) -> Document:
     top = _object(raw, "document")
     version = _integer(top, "version", "", low=1, high=1 << 31)
     if version != DOCUMENT_VERSION:
@@ -96,7 +101,7 @@ def parse_document(data: bytes) -> Document:
     document = Document(
         generation=_integer(top, "generation", "", low=0, high=1 << 62),
         peers=tuple(_peer(raw, path) for raw, path in _items(top, "peers", "")),
-        models={name: _model(raw, f"models.{name}") for name, raw in _object(top.get("models"), "models").items()},
+        models={name: _model(raw, _named(name)) for name, raw in _object(top.get("models"), "models").items()},
     )
     _refuse_duplicates(document)
     _check_hash(top.get("hash"), document)
@@ -154,6 +159,17 @@ def _model(value: object, path: str) -> Model:
         state=_enum(raw, "state", path, ModelState, ModelState.SERVING),
         endpoints=tuple(_endpoint(item, at) for item, at in _items(raw, "endpoints", path)),
     )
+
+
+def _named(model: str) -> str:
+    _refuse_half_characters(model, "models")
+    return f"models.{model}"
+
+
+def _refuse_half_characters(text: str, path: str) -> None:
+    """JSON can spell half a character; no answer, label or log line can carry one."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise DocumentError(f"{path}: {_shown(text)} is not Unicode text")
 
 
 def _endpoint(value: object, path: str) -> Endpoint:
@@ -228,6 +244,7 @@ def _string(raw: Mapping[str, Any], key: str, path: str, default: str | None = N
     value = raw.get(key, default)
     if not isinstance(value, str) or (not value and default is None):
         raise DocumentError(f"{_join(path, key)}: {_shown(value)} is not a non-empty string")
+    _refuse_half_characters(value, _join(path, key))
     return value
 
 
@@ -252,7 +269,7 @@ def _enum(raw: Mapping[str, Any], key: str, path: str, kind: type[Word], default
 def _address(raw: Mapping[str, Any], path: str) -> str:
     value = _string(raw, "address", path)
     host, _, port = value.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or not port.isascii() or not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65536:
         raise DocumentError(f"{_join(path, 'address')}: {_shown(value)} is not HOST:PORT")
     if any(c.isspace() or not c.isprintable() or c == "/" for c in value):
         raise DocumentError(f"{_join(path, 'address')}: {_shown(value)} is not HOST:PORT")

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 WATCH_SECONDS: Final = 0.1
 SWEEP_SECONDS: Final = 0.25
 DRAIN_POLL_SECONDS: Final = 0.1
+FLUSH_SECONDS: Final = 1.0
 BACKLOG: Final = 4096
 
 
@@ -210,6 +211,16 @@ class App:
             await wait(now_exit, DRAIN_POLL_SECONDS)
             router.close_idle()
         log.info("leaving", extra={"fields": {"unfinished": router.busy()}})
+        await self._give_up()
+
+    async def _give_up(self) -> None:
+        """Tell every client whose answer is not whole, and give the words a moment to get out."""
+        router = self.router
+        for client in list(router.clients):
+            client.give_up()
+        deadline = self._loop.time() + FLUSH_SECONDS
+        while router.busy() and self._loop.time() < deadline:
+            await asyncio.sleep(FLUSH_SECONDS / 50)
 
     async def close(self) -> None:
         """Close everything at once."""
@@ -217,7 +228,7 @@ class App:
             timer.cancel()
         self._server.close()
         for client in list(self.router.clients):
-            client.transport.abort()
+            client.reset()
         for backend in self.router.fleet.backends.values():
             while backend.idle:
                 backend.idle.pop().transport.abort()

@@ -12,6 +12,7 @@ from typing import Final, cast
 
 import httptools
 
+MAX_PIECES: Final = 64  # of a body before they are joined
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
@@ -71,6 +72,7 @@ class RequestReader:
         "_parser",
         "_pattern",
         "_raw",
+        "_whole",
         "body",
         "complete",
         "expects_continue",
@@ -94,15 +96,16 @@ class RequestReader:
     def _start(self) -> None:
         # A fresh parser when one is needed again: after an upgrade request llhttp reads nothing more.
         self.body: list[bytes] = []
+        self._whole = bytearray()  # what came before the pieces in `body`
         self.on_body = self.body.append  # called by the parser without a Python frame
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
-        self.method = self.target = self.version = b""
+        self.version = b""
         self.keep_alive = self.surplus = False
         self.next()
 
     def next(self) -> None:
         """Forget the request that was read; the next one starts with the next byte."""
-        self._raw = self.head = self.fields = b""
+        self._raw = self.head = self.fields = self.method = self.target = b""
         self.length = -1
         self.wire = 0
         self.complete = self.surplus = self.expects_continue = False
@@ -120,6 +123,11 @@ class RequestReader:
     def take_body(self) -> bytes:
         """Hand over the whole body."""
         body = self.body
+        if self._whole:
+            self._fold()
+            data = bytes(self._whole)
+            self._whole = bytearray()
+            return data
         if len(body) == 1:
             return body.pop()
         data = b"".join(body)
@@ -143,8 +151,11 @@ class RequestReader:
             self._doubt(error)
         if in_head:
             self._take_head()
-        if not self.complete and self.head and self.length < 0:
-            self._check_growth()
+        if self.head:
+            if self.length < 0:
+                self._check_growth()
+            elif len(self.body) > MAX_PIECES:
+                self._fold()
 
     def _doubt(self, error: httptools.HttpParserError) -> None:
         """What follows a whole request is not part of it; anything else that llhttp refuses is not a request."""
@@ -204,7 +215,8 @@ class RequestReader:
             if kind == _HOST:
                 hosts += 1
             elif kind == _CONTENT_LENGTH:
-                self.length = int(value)
+                # Leading zeros are legal, in any number.
+                self.length = int(value.lstrip(b"0")[:20] or b"0")
                 if self.length > self._max_body:
                     raise self._too_large()
             elif kind == _TRANSFER_ENCODING:
@@ -225,11 +237,19 @@ class RequestReader:
 
     def _check_growth(self) -> None:
         """Bound a body without an announced length, and what its framing may cost beside it."""
-        size = sum(map(len, self.body))
+        self._fold()
+        size = len(self._whole)
         if size > self._max_body:
             raise self._too_large()
-        if self.wire > 8 * size + self._max_head:
+        if not self.complete and self.wire > 8 * size + self._max_head:
             raise BadMessage("the chunks carry more framing than content")
+
+    def _fold(self) -> None:
+        """Join the pieces: thousands of small ones would cost many times their bytes."""
+        body = self.body
+        if body:
+            self._whole += body[0] if len(body) == 1 else b"".join(body)
+            body.clear()
 
     def _too_large(self) -> BadMessage:
         return BadMessage(f"the body is larger than {self._max_body} bytes", 413)

@@ -29,6 +29,7 @@ class Limits:
     max_header_bytes: int = setting(32768, 1024, 1 << 20)
     max_headers: int = setting(100, 8, 1000)
     max_body_bytes: int = setting(32 << 20, 1024, 1 << 30)
+    max_json_values: int = setting(1_000_000, 1000, 1 << 30)
     max_pipelined_bytes: int = setting(65536, 0, 1 << 26)
     max_connections: int = setting(0, 0, 1_000_000)
     max_event_bytes: int = setting(16 << 20, 1024, 1 << 30)

@@ -76,6 +76,10 @@ class ModelPool:
         self.open: list[Candidate] = []  # those that take new requests, free or not
         self.clock = 0.0
 
+    def close(self) -> None:
+        """Offer nothing more: a request that still holds the pool must not reach an engine nobody counts."""
+        self.candidates, self.open = [], []
+
 
 def pick(pool: ModelPool, avoid: Backend | None = None) -> Backend | None:
     """Return the engine for the next request and count its turn, or None when no slot is free.
@@ -124,6 +128,9 @@ class Fleet:
         before = dict(self.backends)
         for backend in before.values():
             backend.listed = False
+        for pool in self.models.values():
+            if pool.name not in document.models:
+                pool.close()
         self.models = {name: self._pool(name, document) for name in document.models}
         self.generation = document.generation
         gone = [backend for backend in before.values() if not backend.listed]

@@ -10,6 +10,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
+import socket
+import struct
+from contextlib import suppress
 from enum import IntEnum
 from typing import Final, cast
 
@@ -24,6 +27,8 @@ from llmfleet.router.sse import Dialect
 from llmfleet.telemetry import RouterMetrics
 
 LINGER_SECONDS: Final = 2.0  # how long a refused client may go on sending before it is cut off
+REFUSED_AT_ONCE: Final = 32  # connections over the limit that are told so; more are only closed
+_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time
 
 
 class Phase(IntEnum):
@@ -33,7 +38,8 @@ class Phase(IntEnum):
     READING = 1  # a head
     BODY = 2
     BUSY = 3
-    LINGERING = 4
+    LINGERING = 4  # refused while it was sending: what it still sends is read and dropped
+    CLOSING = 5  # the last answer is on its way out
 
 
 # An enum member costs a lookup in its class each time; these are read several times per request.
@@ -42,6 +48,7 @@ READING: Final = Phase.READING
 BODY: Final = Phase.BODY
 BUSY: Final = Phase.BUSY
 LINGERING: Final = Phase.LINGERING
+CLOSING: Final = Phase.CLOSING
 
 
 class Router:
@@ -136,12 +143,15 @@ class Client(asyncio.Protocol):
         self._deadline = router.loop.time() + router.settings.timeouts.idle_seconds
         if len(router.clients) > router.max_connections:
             router.metrics.connections_refused += 1
+            if len(router.clients) > router.max_connections + REFUSED_AT_ONCE:
+                self.transport.abort()
+                return
             message = "the router has as many connections as it may have"
             self._refuse(errors.overloaded(Code.OVERLOADED, message), keep_alive=False)
 
     def data_received(self, data: bytes) -> None:
         phase = self.phase
-        if phase is BUSY or phase is LINGERING:
+        if phase >= BUSY:
             self._beyond(len(data))
             return
         reader = self._reader
@@ -182,6 +192,27 @@ class Client(asyncio.Protocol):
         if self._ignored > self._router.settings.limits.max_pipelined_bytes and self.phase is BUSY:
             self.transport.abort()
 
+    def eof_received(self) -> None:
+        """A client that closes its side has left. What waits to be sent must not keep its engine at work."""
+        if self._exchange is not None:
+            self._exchange.cancel()
+            self._exchange = None
+            self.reset()
+
+    def reset(self) -> None:
+        """Close by RST: an answer that ends with its connection would otherwise look whole."""
+        transport = self.transport
+        # A closing transport without bytes to send may have given its descriptor back already.
+        if not transport.is_closing() or transport.get_write_buffer_size():
+            with suppress(OSError):
+                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        transport.abort()
+
+    def give_up(self) -> None:
+        """The process ends."""
+        if self._exchange is not None:
+            self._exchange.give_up()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._router.clients.discard(self)
         self._reader.close()
@@ -199,7 +230,7 @@ class Client(asyncio.Protocol):
             self._answer_local(policy.path_of(reader.target))
             return
         try:
-            admitted = policy.admit(route, reader.take_body())
+            admitted = policy.admit(route, reader.take_body(), router.settings.limits.max_json_values)
             pool = router.pool(admitted.model)
         except Refusal as error:
             self._refuse(error, keep_alive=self._may_stay(), dialect=route.dialect)
@@ -270,12 +301,17 @@ class Client(asyncio.Protocol):
 
     def _finish(self) -> None:
         """Close; a client that is still sending is drained for a moment, as a reset could destroy the answer."""
+        stall = self._router.settings.timeouts.client_stall_seconds
         if self._reader.complete and not self._ignored:
+            self._enter(CLOSING, stall)
             self.transport.close()
             return
-        self._enter(LINGERING, LINGER_SECONDS)
+        self._enter(LINGERING, max(stall, LINGER_SECONDS) if self._unsent() else LINGER_SECONDS)
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
+
+    def _unsent(self) -> bool:
+        return not self.transport.is_closing() and self.transport.get_write_buffer_size() > 65536
 
     def _answer(self, status: int, body: bytes, extra: bytes = b"") -> None:
         keep_alive = self._may_stay()
@@ -318,12 +354,15 @@ class Client(asyncio.Protocol):
     def check(self, now: float) -> None:
         """Close what takes too long. A slow client is closed without a word: 408 would be retried by SDKs."""
         if self.blocked and now - self._blocked_since > self._router.settings.timeouts.client_stall_seconds:
-            self.transport.abort()
+            self.reset()
         elif self._exchange is not None:
             self._exchange.check(now)
-        elif self.phase is not BUSY and now > self._deadline:
+        elif now > self._deadline:
             if self.phase is IDLE:
+                self._enter(CLOSING, LINGER_SECONDS)
                 self.transport.close()
+            elif self.phase >= LINGERING:
+                self.reset()
             else:
                 self.transport.abort()
 

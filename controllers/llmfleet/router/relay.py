@@ -67,11 +67,13 @@ class Services(Protocol):
 class Requester(Protocol):
     """The client side of an exchange."""
 
-    transport: asyncio.Transport
     blocked: bool  # it does not take bytes at the moment
 
     def write(self, data: bytes) -> None:
         """Send bytes, or drop them if the connection is already closing."""
+
+    def reset(self) -> None:
+        """Break the connection so that the client cannot take what it has for the whole."""
 
     def answered(self, keep_alive: bool) -> None:
         """The answer is over; read the next request or close."""
@@ -102,6 +104,7 @@ class Exchange:
         "_started",
         "_stats",
         "_status",
+        "_streams",
         "_ttft_seen",
         "_upstream",
         "_version_10",
@@ -124,6 +127,7 @@ class Exchange:
         self._router, self._client = router, client
         self._route, self._pool, self._stats = route, pool, stats
         self._body, self._choices = admitted.body, admitted.choices
+        self._streams = admitted.streams
         self._request_id, self._fields = request_id, fields
         self._keep_alive, self._version_10 = keep_alive, version_10
         self._started = self._last = now
@@ -174,12 +178,15 @@ class Exchange:
         try:
             async with asyncio.timeout(self._router.settings.timeouts.connect_seconds):
                 _, upstream = await loop.create_connection(lambda: Upstream(backend), backend.host, backend.port)
-        except (OSError, TimeoutError) as error:
+        except (OSError, ValueError) as error:  # a host that is no name at all is a ValueError
             self._connecting = None
             self._failed("connect", str(error) or "timed out")
             return
         self._connecting = None
-        self._attach(upstream)
+        if upstream.transport.is_closing():
+            self._failed("reset", "connection closed")
+        else:
+            self._attach(upstream)
 
     def _attach(self, upstream: Upstream) -> None:
         self._upstream = upstream
@@ -291,6 +298,9 @@ class Exchange:
             self._stage = EVENTS
             limit = self._router.settings.limits.max_event_bytes
             self._scanner = Scanner(self._route.dialect, expected=self._choices, max_event=limit)
+        elif (status == 200 and self._streams) or 200 < status < 400:
+            # SDKs read a stream that is none, an empty answer and a redirect as an answer without a word.
+            self._failed("not_an_answer", f"status {status}, a stream was asked for: {self._streams}")
         else:
             self._stage = UNARY
         return self._stage
@@ -313,13 +323,14 @@ class Exchange:
         if ready is None:
             self._failed("event_too_long", "an event is longer than the limit")
             return
-        self._held.append(ready)
-        if scanner.broken and not any(self._held):
-            self._failed("truncated", "the stream ended before its first event")
-            return
+        if ready:
+            self._held.append(ready)
+            self._held_size += len(ready)
         if not scanner.started:
-            if reader.complete:
+            if reader.complete or scanner.broken:
                 self._failed("truncated", "the stream ended before its first event")
+            elif self._held_size > self._router.settings.limits.max_event_bytes:
+                self._failed("event_too_long", "more than an event's limit came before the first event")
             return
         if scanner.error is not None:
             self._first_event_is_error(scanner.error)
@@ -454,7 +465,7 @@ class Exchange:
         self._detach()
         self._stats.truncated[reason] += 1
         self._over("truncated", keep_alive=False, answered=False)
-        self._client.transport.abort()
+        self._client.reset()
 
     def cancel(self) -> None:
         """The client left: free the slot and stop the engine's work at once."""
@@ -500,9 +511,22 @@ class Exchange:
             self._stalled()
 
     def _stalled(self) -> None:
+        self._cut_off("stalled", Code.UPSTREAM_TIMEOUT, "the engine stopped in the middle of the answer")
+
+    def give_up(self) -> None:
+        """The process ends: tell the client in whatever way its answer still allows."""
+        message = "the router stopped before the answer was whole"
+        if self._stage <= UNARY:
+            self._detach()
+            self._refuse(errors.overloaded(Code.NOT_READY, message), outcome="failed")
+        elif self._stage is not OVER:
+            self._cut_off("shutdown", Code.NOT_READY, message)
+
+    def _cut_off(self, reason: str, code: Code, message: str) -> None:
+        """End an answer of which bytes were forwarded."""
         if self._stage is PASSING:
-            self._reset_client("stalled")
+            self._reset_client(reason)
         elif self._scanner is not None and self._scanner.terminal:
             self._end_stream(whole=True)
         else:
-            self._break_stream("stalled", Code.UPSTREAM_TIMEOUT, "the engine stopped in the middle of the answer")
+            self._break_stream(reason, code, message)
