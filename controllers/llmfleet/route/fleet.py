@@ -10,8 +10,9 @@ silence to a guess: an endpoint is listed only when the group that runs now is t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
@@ -101,7 +102,7 @@ def build_document(entries: Entries, routers: Iterable[Manifest]) -> Document:
     """The whole document for one release's routers: every model that an instance serves or will serve."""
     endpoints: dict[str, list[Endpoint]] = {}
     states: dict[str, list[ModelState]] = {}
-    for _, entry in sorted(entries.items()):
+    for _, entry in sorted(unambiguous(entries).items()):
         for model in entry.models:
             endpoints.setdefault(model, []).extend([entry.endpoint] if entry.endpoint else [])
             states.setdefault(model, []).append(entry.state)
@@ -109,6 +110,17 @@ def build_document(entries: Entries, routers: Iterable[Manifest]) -> Document:
         model: Model(state=best_state(states[model]), endpoints=tuple(endpoints[model])) for model in sorted(endpoints)
     }
     return Document(peers=build_peers(routers), models=models)
+
+
+def unambiguous(entries: Entries) -> Entries:
+    """Without endpoints whose address another pod claims too: one of them is stale, and nobody can say which."""
+    counts = Counter(entry.endpoint.address for entry in entries.values() if entry.endpoint)
+    return {
+        name: replace(entry, endpoint=None, state=ModelState.WAKING)
+        if entry.endpoint and counts[entry.endpoint.address] > 1
+        else entry
+        for name, entry in entries.items()
+    }
 
 
 def state_of(instance: Instance, endpoint: Endpoint | None) -> ModelState:

@@ -20,6 +20,7 @@ from llmfleet.kube.refs import CONFIGMAP, Manifest, Ref
 
 GENERATION_ANNOTATION: Final = "serving.ai/generation"
 """The newest generation written, also outside the document: it survives a document that was damaged by hand."""
+MAX_DIGITS: Final = 19
 MAX_GENERATION: Final = 1 << 61
 """No document with a higher one can have been adopted by a router, so none has to be surpassed."""
 
@@ -64,7 +65,8 @@ def written_hash(text: str) -> str | None:
 def last_generation(configmap: Manifest, text: str | None) -> int:
     """The highest generation this ConfigMap is known to have had."""
     noted = str((configmap["metadata"].get("annotations") or {}).get(GENERATION_ANNOTATION, ""))
-    return max(int(noted) if noted.isdecimal() else 0, generation_in(text or ""))
+    believed = int(noted) if noted.isdecimal() and len(noted) <= MAX_DIGITS else 0
+    return max(believed if believed < MAX_GENERATION else 0, generation_in(text or ""))
 
 
 def generation_in(text: str) -> int:

@@ -20,6 +20,7 @@ from llmfleet.kube.refs import Manifest
 
 DEFAULT_SLOTS: Final = 256
 DEFAULT_WEIGHT: Final = 100
+MAX_DIGITS: Final = 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,4 +117,4 @@ def routing_of(cluster: Manifest) -> Routing:
 def whole(value: object, default: int) -> int:
     """A whole number, also when written as text."""
     text = str(value)
-    return int(text) if text.isdecimal() else default
+    return int(text) if text.isdecimal() and len(text) <= MAX_DIGITS else default

@@ -204,6 +204,30 @@ def test_the_same_world_in_any_order_is_the_same_document() -> None:
     assert len(documents) == 1
 
 
+def test_an_address_that_two_pods_claim_is_offered_by_neither_and_hinders_no_other() -> None:
+    names = ("a", "b", "c")
+    address = {"a": "10.0.0.1", "b": "10.0.0.1", "c": "10.0.0.3"}
+    built = document(
+        clusters=[cluster(name) for name in names],
+        statefulsets=[statefulset(name) for name in names],
+        pods=[pod(name, rank, podIP=address[name]) for name in names for rank in (0, 1)],
+    )
+    assert [e.instance for e in built.models["m"].endpoints] == ["c"]
+    assert built.models["m"].state is ModelState.SERVING
+    alone = document(
+        clusters=[cluster("a"), cluster("b")],
+        statefulsets=[statefulset("a"), statefulset("b")],
+        pods=[pod(name, rank, podIP="10.0.0.1") for name in ("a", "b") for rank in (0, 1)],
+    )
+    assert (alone.models["m"].endpoints, alone.models["m"].state) == ((), ModelState.WAKING)
+
+
+@pytest.mark.parametrize("weight", ["9" * 5000, "\u0669", "-1", "1e3", ""])
+def test_an_odd_trial_weight_breaks_no_document(weight: str) -> None:
+    found = endpoint(clusters=[annotated(cluster(), canary_weight=weight)])
+    assert found is not None and 0 <= found.weight <= 1_000_000
+
+
 def test_peers_are_the_router_pods_that_answer() -> None:
     routers = [
         router("r2", "10.1.0.2"),

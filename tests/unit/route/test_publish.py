@@ -128,3 +128,10 @@ def test_a_generation_is_believed_up_to_what_a_router_may_have_adopted(there: in
     publication = plan_publication(configmap(text), document(), NOW)
     assert publication is not None
     assert publication.generation == (there + 1 if believed else NOW_MS)
+
+
+@pytest.mark.parametrize("noted", ["9" * 5000, str(1 << 62), str(1 << 63), "-4", "\u0669\u0669", "x", ""])
+def test_a_noted_generation_that_no_router_can_have_adopted_is_not_believed(noted: str) -> None:
+    publication = plan_publication(configmap(None, **{GENERATION_ANNOTATION: noted}), document(), NOW)
+    assert publication is not None
+    assert publication.generation == NOW_MS
