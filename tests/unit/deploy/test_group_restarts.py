@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 
 import pytest
 from world import World
+
+from llmfleet.kube.refs import Key
 
 
 @pytest.fixture
@@ -40,6 +43,18 @@ def test_a_pod_that_is_gone_costs_the_whole_group_once(world: World, rank: int) 
     assert world.broken_rules == []
 
 
+def test_a_cache_that_lags_behind_undoes_nothing(world: World) -> None:
+    world.kill("a", 1)
+    where = ("statefulsets", "d", "a")
+    world.run(90, until=lambda: world.records("a").incident is not None and not world.doomed("a"))
+    old = copy.deepcopy(world.objects[where])
+    world.run(90, until=lambda: world.restarts("a") == 1 and world.all_serving())
+    now = world.records("a")
+    world.stale[where] = old
+    world.reconcile(Key("d", "a"))
+    assert world.records("a") == now
+
+
 def test_exit_code_zero_is_no_success(world: World) -> None:
     world.kill("a", 0, code=0)
     world.run(90, until=lambda: world.restarts("a") == 1 and world.all_serving())
@@ -51,6 +66,7 @@ def test_rank_zero_goes_first_and_the_others_only_when_it_is_gone(world: World) 
     world.run(90, until=lambda: world.restarts("a") == 1)
     deletes = [write.split()[2] for write in world.writes[start:] if write.startswith("delete Pod")]
     assert deletes == ["a-0", "a-1", "a-2"]
+    assert world.broken_rules == []
 
 
 def test_a_fresh_rank_at_the_gate_is_never_deleted(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 import pytest
 from world import World
@@ -48,6 +49,29 @@ def test_an_image_change_rolls_one_by_one_and_loses_no_request() -> None:
     assert world.served_requests > 50
     assert world.broken_rules == []
     assert [world.restarts(name) for name in FLEET] == [0, 0, 0]
+
+
+def test_a_long_request_ends_before_its_instance_is_updated() -> None:
+    world = fleet(members=("a",))
+    leader = world.processes[world.pod("a", 0)["metadata"]["uid"]]
+    leader.requests = [world.now + timedelta(seconds=120)]
+    world.edit("a", image="engine:2")
+    world.run(110)
+    assert (world.reason("a"), world.images("a")) == ("Draining", {"engine:1"})
+    world.run(120, until=lambda: world.all_serving() and world.images("a") == {"engine:2"})
+    assert world.lost_requests == 0
+
+
+def test_a_template_edited_by_hand_while_waiting_heals_to_the_one_that_served() -> None:
+    world = fleet()
+    edit_all(world, image="engine:2")
+    world.run(3)
+    waiting = next(name for name in FLEET if world.reason(name) == "WaitingForTurn")
+    sts = world.objects[("statefulsets", "d", waiting)]
+    sts["spec"]["template"]["spec"]["containers"][0]["image"] = "evil:1"
+    world.touch(sts)
+    world.run(1)
+    assert sts["spec"]["template"]["spec"]["containers"][0]["image"] == "engine:1"
 
 
 def test_waiting_instances_say_whose_turn_it_is_and_keep_serving() -> None:

@@ -86,6 +86,8 @@ class World:
         self.number = next(WORLDS)
         self.random = random.Random(seed)
         self.objects: dict[Where, dict[str, Any]] = {}
+        self.stale: dict[Where, dict[str, Any]] = {}
+        """What a cache that lags behind still holds."""
         self.applied: dict[Where, dict[str, Any]] = {}
         self.nodes = {name: Node(devices) for name, devices in (nodes or {"n1": 64}).items()}
         self.processes: dict[str, Process] = {}
@@ -562,6 +564,11 @@ class World:
         draining = names.DRAINING_ANNOTATION in (cluster["metadata"].get("annotations") or {})
         return draining or (bool(records.good) and records.good != self.template(name))
 
+    def doomed(self, name: str) -> set[str]:
+        """Pods of a broken group that are still there."""
+        incident = self.records(name).incident
+        return set(incident.doomed if incident else ()) & {pod["metadata"]["uid"] for pod in self.pods(name)}
+
     def template(self, name: str) -> str:
         sts = self.objects.get((STATEFULSET.plural, "d", name))
         return str(sts["metadata"]["annotations"][TEMPLATE_ANNOTATION]) if sts else ""
@@ -577,6 +584,13 @@ class World:
                 self.broken_rules.append(f"{name}: a new rank beside an old leader")
         if sts["spec"]["replicas"] != self.cluster_size(name):
             self.broken_rules.append(f"{name}: the group changed its size")
+
+    def check_order(self, pod: dict[str, Any]) -> None:
+        """The operator deletes a follower only when the leader it started with is gone."""
+        process = self.processes.get(pod["metadata"]["uid"])
+        leader = self.leader_of(pod)
+        if process is not None and leader is not None and leader is not process:
+            self.broken_rules.append(f"{pod['metadata']['name']} was deleted before its leader was gone")
 
     def cluster_size(self, name: str) -> int:
         cluster = self.objects.get((LLMCLUSTER.plural, "d", name))
@@ -677,6 +691,8 @@ class WorldApi:
             raise NotFound(str(ref))
         if found["metadata"]["uid"] != uid:
             raise Conflict("uid")
+        if ref.kind is POD and grace_seconds:
+            self.world.check_order(found)
         self.world.remove(ref.kind, ref.namespace, ref.name, grace_seconds)
         self.wrote()
 
@@ -708,7 +724,8 @@ class WorldCache:
         self.indexes: dict[str, Callable[[Manifest], Iterable[str]]] = {}
 
     def get(self, namespace: str, name: str) -> Manifest | None:
-        return None if self.routers else self.world.objects.get((self.kind.plural, namespace, name))
+        where = (self.kind.plural, namespace, name)
+        return None if self.routers else self.world.stale.get(where) or self.world.objects.get(where)
 
     def list(self, namespace: str | None = None) -> list[Manifest]:
         if self.routers:
