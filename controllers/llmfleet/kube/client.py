@@ -24,6 +24,9 @@ LIST_SECONDS: Final = 60.0
 APPLY: Final = "application/apply-patch+yaml"
 MERGE: Final = "application/merge-patch+json"
 
+# What RBAC calls our writes.
+RIGHTS: Final[Mapping[str, str]] = {"apply": "patch {}", "apply-status": "patch {}/status"}
+
 OnWrite = Callable[[Kind, Manifest], None]
 OnSent = Callable[[Kind, str, int], None]
 
@@ -223,6 +226,7 @@ class Api:
             )
         except KubeError as error:
             self._on_sent(kind, verb, error.code)
+            error.asked = RIGHTS.get(verb, f"{verb} {{}}").format(kind)
             raise
         self._on_sent(kind, verb, 200)
         return answer

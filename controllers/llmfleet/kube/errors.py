@@ -23,6 +23,8 @@ class KubeError(Exception):
         self.code = code
         self.reason = reason
         self.retry_after = retry_after
+        self.asked = ""
+        """What a write wanted, as RBAC calls it: `patch statefulsets.apps`."""
 
 
 class NotFound(KubeError):

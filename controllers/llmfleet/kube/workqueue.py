@@ -19,7 +19,7 @@ from typing import Final
 
 from llmfleet.kube.backoff import CONFLICT, RECONCILE
 from llmfleet.kube.client import Api
-from llmfleet.kube.errors import Conflict, KubeError, NotFound, NotLeader, Unavailable
+from llmfleet.kube.errors import Conflict, Forbidden, KubeError, NotFound, NotLeader, Unavailable
 from llmfleet.kube.pending import PendingKeys
 from llmfleet.kube.refs import Key, Kind, Manifest
 from llmfleet.kube.trim import Trim, trim_for
@@ -33,6 +33,7 @@ Mapping_ = Callable[[Manifest], Iterable[Key]]
 Source = tuple[Cache, Mapping_]
 
 UNSYNCED_SECONDS: Final = 0.1
+REPORT_SECONDS: Final = 60.0
 STUCK_SECONDS: Final = 300.0
 STOP_SECONDS: Final = 5.0
 """How long passes under way may take to finish; afterwards their writes are fenced by the released lease."""
@@ -108,6 +109,13 @@ class WorkQueue:
             return len(self._pending)
 
 
+def advice(error: Unavailable) -> str:
+    """One sentence that says what is missing."""
+    if isinstance(error, Forbidden):
+        return f"permission is missing: {error.asked}"
+    return "the apiserver does not answer a pass, trying again"
+
+
 def no_rest(_took: float) -> float:
     return 0.0
 
@@ -145,6 +153,8 @@ class Manager:
         self._caches: dict[tuple[object, ...], Cache] = {}
         self._reflectors: list[Reflector] = []
         self._controllers: list[Controller] = []
+        self._threads: list[threading.Thread] = []
+        self._reported: dict[str, float] = {}
         api.on_write(self._offer)
 
     def cache(
@@ -186,15 +196,19 @@ class Manager:
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set. No pass begins before every cache it reads has its first list."""
-        threads = [threading.Thread(target=r.run, args=(stop,), daemon=True) for r in self._reflectors]
+        threads = [
+            threading.Thread(target=r.run, args=(stop,), daemon=True, name=f"watch {r}") for r in self._reflectors
+        ]
         threads += [
             threading.Thread(target=self._work, args=(controller, stop), daemon=True, name=controller.name)
             for controller in self._controllers
             for _ in range(self._workers)
         ]
+        self._threads = threads
         for thread in threads:
             thread.start()
         self._resync_until(stop)
+        self._threads = []
         for controller in self._controllers:
             controller.queue.close()
         for reflector in self._reflectors:
@@ -208,9 +222,12 @@ class Manager:
         return sorted({str(cache.kind) for cache in self._caches.values() if not cache.settled()})
 
     def stuck(self) -> list[str]:
-        """Passes that have been running for so long that only a restart helps."""
+        """What only a restart helps: passes that do not end, and threads that did."""
         limit = time.monotonic() - STUCK_SECONDS
-        return [f"{c.name} {key}" for c in self._controllers for key, since in [*c.busy_since.items()] if since < limit]
+        passes = [
+            f"{c.name} {key}" for c in self._controllers for key, since in [*c.busy_since.items()] if since < limit
+        ]
+        return passes + [thread.name for thread in self._threads if thread.ident and not thread.is_alive()]
 
     def _work(self, controller: Controller, stop: threading.Event) -> None:
         while (key := controller.queue.take()) is not None:
@@ -221,23 +238,32 @@ class Manager:
 
     def _pass(self, controller: Controller, key: Key) -> None:
         began = controller.busy_since[key] = time.monotonic()
+        again_in, error = None, None
         try:
             again_in = controller.reconcile(key)
-        except NotFound as error:
+        except Exception as raised:
+            error = raised
+        took = time.monotonic() - began
+        # Before the queue hears of it: from then on another worker may have the key.
+        del controller.busy_since[key]
+        self._metrics.passes.labels(controller.name).observe(took)
+        self._settle(controller, key, again_in, error, took)
+
+    def _settle(
+        self, controller: Controller, key: Key, again_in: timedelta | None, error: Exception | None, took: float
+    ) -> None:
+        if error is None:
+            controller.queue.done(key, again_in, controller.rest(took))
+        elif isinstance(error, NotFound):
             # What the pass wanted to write to is gone: the event that says so brings the key back if need be.
             log.debug("gone during a pass", extra={"fields": {"key": str(key), "error": str(error)}})
             controller.queue.done(key)
-        except Exception as error:
-            self._failed(controller, key, error)
         else:
-            controller.queue.done(key, again_in, controller.rest(time.monotonic() - began))
-        finally:
-            del controller.busy_since[key]
-            self._metrics.passes.labels(controller.name).observe(time.monotonic() - began)
+            failures, delay = controller.queue.failed(key, error)
+            self._metrics.failures.labels(controller.name, type(error).__name__).inc()
+            self._report(controller, key, error, failures, delay)
 
-    def _failed(self, controller: Controller, key: Key, error: Exception) -> None:
-        failures, delay = controller.queue.failed(key, error)
-        self._metrics.failures.labels(controller.name, type(error).__name__).inc()
+    def _report(self, controller: Controller, key: Key, error: Exception, failures: int, delay: float) -> None:
         fields = {
             "controller": controller.name,
             "key": str(key),
@@ -250,10 +276,19 @@ class Manager:
         if isinstance(error, Conflict):
             log.debug("pass met a conflict", extra={"fields": fields})
         elif isinstance(error, Unavailable):
-            log.warning("pass could not reach the apiserver or was refused", extra={"fields": fields})
+            if self._is_news(f"{controller.name} {type(error).__name__} {error.asked}"):
+                log.warning(advice(error), extra={"fields": fields})
         else:
             # The traceback once; a key that keeps failing says so in one line each time.
             log.error("pass failed", extra={"fields": fields}, exc_info=error if failures == 1 else None)
+
+    def _is_news(self, what: str) -> bool:
+        """True once a minute: an apiserver that is away fails every key, and one line says it."""
+        now = time.monotonic()
+        if now - self._reported.get(what, float("-inf")) < REPORT_SECONDS:
+            return False
+        self._reported[what] = now
+        return True
 
     def _resync_until(self, stop: threading.Event) -> None:
         """Bring every key back once per period, spread evenly: each second its share."""

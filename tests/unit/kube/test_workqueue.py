@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from fakes.scripted import ScriptedApiserver, eventually
+from fakes.scripted import ScriptedApiserver, Status, eventually
 from llmfleet.kube.client import Api
 from llmfleet.kube.errors import Conflict, NotFound, Rejected, Unavailable
 from llmfleet.kube.pending import EVENT_GAP, PendingKeys
@@ -326,8 +326,6 @@ def test_no_pass_begins_before_the_first_list_of_every_cache(fake: ScriptedApise
 
 
 def test_a_namespace_we_may_not_read_does_not_hold_up_the_others(fake: ScriptedApiserver) -> None:
-    from fakes.scripted import Status
-
     fake.rules.append(lambda request: Status(code=403) if "/namespaces/closed/" in request.path else None)
     fake.put("a")
     manager = Manager(api_of(fake))
@@ -405,3 +403,55 @@ def test_the_same_cache_is_watched_once(fake: ScriptedApiserver) -> None:
     manager = Manager(api_of(fake))
     assert manager.cache(POD, namespaces=("b", "a")) is manager.cache(POD, namespaces=("a", "b"))
     assert manager.cache(POD) is not manager.cache(POD, label_selector="a=b")
+
+
+def test_a_key_that_is_always_due_costs_no_worker(fake: ScriptedApiserver) -> None:
+    """The pass after it may begin on another worker before this one has put its tools away."""
+    fake.put("a")
+    manager = Manager(api_of(fake), workers=4)
+    pods = manager.cache(POD, namespaces=("ns",))
+    passes: list[int] = []
+
+    def reconcile(key: Key) -> timedelta:
+        passes.append(1)
+        return timedelta(0)
+
+    manager.controller("test", reconcile, sources=[(pods, lambda obj: [key_of(obj)])])
+    with Running(manager, fake):
+        eventually(lambda: len(passes) > 3000, seconds=60)
+        assert manager.stuck() == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_that_died_is_noticed(fake: ScriptedApiserver) -> None:
+    manager = Manager(api_of(fake))
+    pods = manager.cache(POD, namespaces=("ns",))
+
+    def reconcile(_key: Key) -> None:
+        raise SystemExit
+
+    manager.controller("doomed", reconcile, sources=[(pods, lambda obj: [key_of(obj)])])
+    with Running(manager, fake):
+        assert manager.stuck() == []
+        fake.put("a")
+        eventually(lambda: manager.stuck() == ["doomed"])
+
+
+def test_an_outage_is_one_line_a_minute_however_many_keys_fail(
+    fake: ScriptedApiserver, caplog: pytest.LogCaptureFixture
+) -> None:
+    for n in range(30):
+        fake.put(f"p{n}")
+    fake.rules.append(lambda request: Status(code=403) if request.method == "PATCH" else None)
+    api = api_of(fake)
+    manager = Manager(api, workers=2)
+    pods = manager.cache(POD, namespaces=("ns",))
+
+    def reconcile(key: Key) -> None:
+        api.apply({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"namespace": "ns", "name": key.name}})
+
+    manager.controller("test", reconcile, sources=[(pods, lambda obj: [key_of(obj)])])
+    with Running(manager, fake):
+        eventually(lambda: sum(request.method == "PATCH" for request in list(fake.requests)) >= 40)
+    lines = [record.getMessage() for record in caplog.records if record.name.endswith("workqueue")]
+    assert lines == ["permission is missing: patch statefulsets.apps"]

@@ -187,6 +187,9 @@ class Reflector:
         self._streams = Streams()
         self._stop = threading.Event()
 
+    def __str__(self) -> str:
+        return f"{self._cache.kind} in {self._namespace or 'all namespaces'}"
+
     def run(self, stop: threading.Event) -> None:
         """List, watch, and start again, until told to stop."""
         self._stop = stop
