@@ -19,7 +19,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client import Counter as Counter_
 from prometheus_client import Gauge as Gauge_
 from prometheus_client import Histogram as Histogram_
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 
 from llmfleet.names import VERSION
 
@@ -109,6 +115,9 @@ class EndpointGauges:
     in_flight: int
     slots: int
     picks: int
+    failures: int = 0
+    ttft_count: int = 0
+    ttft_sum: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,18 +251,27 @@ def _endpoint_families(endpoints: tuple[EndpointGauges, ...]) -> Iterator[Metric
     )
     slots = GaugeMetricFamily("llmfleet_router_endpoint_slots", "Requests this engine may have at once.", labels=labels)
     picks = CounterMetricFamily("llmfleet_router_endpoint_picks", "Requests sent to this engine.", labels=labels)
+    failures = CounterMetricFamily(
+        "llmfleet_router_endpoint_failures",
+        "Requests this engine lost: no answer, a status from 500, a broken answer; also those retried elsewhere.",
+        labels=labels,
+    )
+    ttft = SummaryMetricFamily(
+        "llmfleet_router_endpoint_time_to_first_token_seconds",
+        "From the whole request to this engine's first delta that is not empty.",
+        labels=labels,
+    )
     # Two pods of one instance can be known at once while one is leaving: their figures are added up.
-    sums: dict[tuple[str, str], list[int]] = {}
-    for e in endpoints:
-        total = sums.setdefault((e.llmcluster, e.role), [0, 0, 0])
-        total[0] += e.in_flight
-        total[1] += e.slots
-        total[2] += e.picks
-    for key, (now, limit, chosen) in sums.items():
-        in_flight.add_metric(key, now)
-        slots.add_metric(key, limit)
-        picks.add_metric(key, chosen)
-    yield from (in_flight, slots, picks)
+    grouped: dict[tuple[str, str], list[EndpointGauges]] = {}
+    for endpoint in endpoints:
+        grouped.setdefault((endpoint.llmcluster, endpoint.role), []).append(endpoint)
+    for key, pods in grouped.items():
+        in_flight.add_metric(key, sum(pod.in_flight for pod in pods))
+        slots.add_metric(key, sum(pod.slots for pod in pods))
+        picks.add_metric(key, sum(pod.picks for pod in pods))
+        failures.add_metric(key, sum(pod.failures for pod in pods))
+        ttft.add_metric(key, sum(pod.ttft_count for pod in pods), sum(pod.ttft_sum for pod in pods))
+    yield from (in_flight, slots, picks, failures, ttft)
 
 
 # ======================================================================================================================

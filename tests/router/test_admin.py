@@ -32,6 +32,10 @@ async def test_metrics_tell_what_happened_to_every_request():
         assert seen["llmfleet_router_request_duration_seconds_count"][(model,)] == 1
         picks = seen["llmfleet_router_endpoint_picks_total"]
         assert {dict(k)["llmcluster"]: v for k, v in picks.items()} == {"e0": 1, "e1": 1}
+        failures = seen["llmfleet_router_endpoint_failures_total"]
+        assert {dict(k)["llmcluster"]: v for k, v in failures.items()} == {"e0": 1, "e1": 0}
+        tokens = seen["llmfleet_router_endpoint_time_to_first_token_seconds_count"]
+        assert {dict(k)["llmcluster"]: v for k, v in tokens.items()} == {"e0": 0, "e1": 1}
         slots = seen["llmfleet_router_endpoint_slots"]
         assert {dict(k)["llmcluster"]: v for k, v in slots.items()} == {"e0": 256, "e1": 256}
         assert seen["llmfleet_router_document_generation"][()] == bed.router.fleet.generation

@@ -53,6 +53,7 @@ async def test_a_failure_before_the_first_event_is_retried_once_elsewhere(case, 
         assert bed.counter("requests") == {(200, "complete"): 1}
         assert [len(e.requests) for e in bed.engines] == [1, 1]
         assert bed.in_flight() == 0
+        assert [b.failures for b in sorted(bed.router.fleet.backends.values(), key=lambda b: b.instance)] == [1, 0]
         again = bed.engines[1].requests[0].header("x-request-id")
         assert again == bed.engines[0].requests[0].header("x-request-id") + "-r"
 

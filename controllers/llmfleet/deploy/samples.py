@@ -15,9 +15,9 @@ from llmfleet.deploy.records import Figures
 SAMPLE: Final = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
 LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 LOAD: Final = frozenset({"vllm:num_requests_running", "vllm:num_requests_waiting"})
-REQUESTS: Final = "llmfleet_router_requests_total"
-BROKEN: Final = frozenset({"failed", "truncated"})
-TTFT: Final = "llmfleet_router_time_to_first_token_seconds"
+REQUESTS: Final = "llmfleet_router_endpoint_picks_total"
+FAILURES: Final = "llmfleet_router_endpoint_failures_total"
+TTFT: Final = "llmfleet_router_endpoint_time_to_first_token_seconds"
 
 
 def samples(text: str) -> Iterator[tuple[str, Mapping[str, str], float]]:
@@ -41,20 +41,20 @@ def engine_load(text: str) -> float:
 
 
 def router_figures(text: str) -> dict[str, Figures]:
-    """Counters of one router by instance. Answers from 500 and broken streams are errors; clients make the others."""
+    """Counters of one router by instance. What the engine lost is an error; a client's own mistake is none."""
     figures: dict[str, Figures] = {}
     for name, labels, value in samples(text):
         instance = labels.get("llmcluster", "")
         if instance:
-            figures[instance] = counted(figures.get(instance, Figures()), name, labels, value)
+            figures[instance] = counted(figures.get(instance, Figures()), name, value)
     return figures
 
 
-def counted(figures: Figures, name: str, labels: Mapping[str, str], value: float) -> Figures:
+def counted(figures: Figures, name: str, value: float) -> Figures:
     if name == REQUESTS:
-        broken = labels.get("outcome") in BROKEN or labels.get("code", "").startswith("5")
-        failed = value if broken else 0.0
-        return replace(figures, requests=figures.requests + value, errors=figures.errors + failed)
+        return replace(figures, requests=figures.requests + value)
+    if name == FAILURES:
+        return replace(figures, errors=figures.errors + value)
     if name == f"{TTFT}_sum":
         return replace(figures, ttft_sum=figures.ttft_sum + value)
     if name == f"{TTFT}_count":

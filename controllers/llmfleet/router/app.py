@@ -104,7 +104,16 @@ def gauges(router: Router, watch: Watch) -> RouterGauges:
         generation=router.fleet.generation,
         document_age_seconds=-1.0 if watch.adopted_at is None else router.loop.time() - watch.adopted_at,
         endpoints=tuple(
-            EndpointGauges(llmcluster=b.instance, role=str(b.role), in_flight=b.in_flight, slots=b.slots, picks=b.picks)
+            EndpointGauges(
+                llmcluster=b.instance,
+                role=str(b.role),
+                in_flight=b.in_flight,
+                slots=b.slots,
+                picks=b.picks,
+                failures=b.failures,
+                ttft_count=b.ttft_count,
+                ttft_sum=b.ttft_sum,
+            )
             for b in router.fleet.backends.values()
         ),
     )

@@ -18,6 +18,7 @@ class Backend:
 
     __slots__ = (
         "address",
+        "failures",
         "host",
         "host_field",
         "idle",
@@ -29,6 +30,8 @@ class Backend:
         "port",
         "role",
         "slots",
+        "ttft_count",
+        "ttft_sum",
     )
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -40,6 +43,9 @@ class Backend:
         self.port = int(port)
         self.in_flight = 0
         self.picks = 0
+        self.failures = 0  # attempts this engine lost, also those that another engine then answered
+        self.ttft_count = 0
+        self.ttft_sum = 0.0
         self.idle: list[Any] = []  # kept connections, the most recent last; the relay owns what is in it
         self.update(endpoint)
 

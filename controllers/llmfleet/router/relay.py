@@ -197,14 +197,15 @@ class Exchange:
         if self._client.blocked:
             upstream.flow(False)
 
-    def _release(self) -> None:
-        """Give the slot back; safe to call twice."""
+    def _release(self, *, failed: bool = False) -> None:
+        """Give the slot back; safe to call twice. A lost attempt counts against its engine, also one retried."""
         backend, self._backend = self._backend, None
         if backend is not None:
             backend.in_flight -= 1
+            backend.failures += failed
             self._router.released(self._pool, backend)
 
-    def _detach(self) -> None:
+    def _detach(self, *, failed: bool = False) -> None:
         """Part from the engine: keep the connection if the answer is over, else close it so that the work stops."""
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
@@ -215,7 +216,7 @@ class Exchange:
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
-        self._release()
+        self._release(failed=failed)
 
     def _retry(self, reason: str, *, same_engine: bool = False) -> bool:
         """Send the request to another engine if it may be; never once a byte of an answer was forwarded."""
@@ -227,7 +228,8 @@ class Exchange:
             other = failed
         if other is None:
             return False
-        self._detach()
+        # A kept connection that had gone stale is nobody's failure: the same engine is asked again.
+        self._detach(failed=other is not failed)
         self._stats.retries[reason] += 1
         self._reset()
         # Kept connections of a second engine may be as stale as the first one's was.
@@ -248,7 +250,7 @@ class Exchange:
             log.info("retrying on another engine", extra={"fields": fields})
             return
         log.warning("engine lost", extra={"fields": fields})
-        self._detach()
+        self._detach(failed=True)
         self._refuse(errors.lost(Code.UPSTREAM_LOST, "the engine was lost before it answered"), outcome="failed")
 
     # ---- from the engine ----
@@ -277,13 +279,13 @@ class Exchange:
         self._upstream = None
         scanner = self._scanner
         if self._stage is STREAMING and scanner is not None:
-            self._release()
+            self._release(failed=scanner.failed or not scanner.terminal)
             if scanner.terminal or scanner.error is not None:
                 self._end_stream(whole=scanner.terminal)
             else:
                 self._break_stream("lost", Code.UPSTREAM_LOST, "the engine was lost in the middle of the answer")
         elif self._stage is PASSING:
-            self._release()
+            self._release(failed=True)
             self._reset_client("lost")
         elif self._stage is not OVER:
             stale = not upstream.fresh and self._stage is WAITING
@@ -342,7 +344,7 @@ class Exchange:
         status = errors.engine_status(error)
         if status in RETRYABLE and self._retry("error_event"):
             return
-        self._detach()
+        self._detach(failed=status >= 500)
         self._answer_whole(status, orjson.dumps({"error": error}), outcome="failed")
 
     def _open_stream(self, reader: http1.ResponseReader) -> None:
@@ -352,6 +354,13 @@ class Exchange:
         self._keep_alive = self._keep_alive and self._chunked and not self._router.draining
         framing = CHUNKED if self._chunked else b""
         self._client.write(http1.answer_head(reader, self._request_id, framing, self._keep_alive))
+
+    def _first_token(self, seconds: float) -> None:
+        self._ttft_seen = True
+        self._stats.ttft.observe(seconds)
+        if self._backend is not None:
+            self._backend.ttft_count += 1
+            self._backend.ttft_sum += seconds
 
     def _stream(self, reader: http1.ResponseReader) -> None:
         scanner = cast(Scanner, self._scanner)
@@ -365,12 +374,11 @@ class Exchange:
         if ready:
             self._client.write(http1.chunk(ready) if self._chunked else ready)
         if scanner.token_seen and not self._ttft_seen:
-            self._ttft_seen = True
-            self._stats.ttft.observe(self._last - self._started)
+            self._first_token(self._last - self._started)
         if scanner.broken:
             self._break_stream("unfinished", Code.UPSTREAM_LOST, "the engine ended the answer before it was finished")
         elif reader.complete:
-            self._detach()
+            self._detach(failed=scanner.failed)
             if scanner.terminal or scanner.error is not None:
                 self._end_stream(whole=True)
             else:
@@ -378,15 +386,15 @@ class Exchange:
 
     def _end_stream(self, *, whole: bool) -> None:
         """The answer is over and the client can tell how: forward the last chunk that was withheld."""
-        self._detach()
         scanner = cast(Scanner, self._scanner)
+        self._detach(failed=scanner.failed)
         if self._chunked and whole:
             self._client.write(http1.LAST_CHUNK)
         self._over("failed" if scanner.failed else "complete", keep_alive=self._keep_alive and whole)
 
     def _break_stream(self, reason: str, code: Code, message: str) -> None:
         """Tell a client that has events of a broken answer: an error event, and no terminating chunk."""
-        self._detach()
+        self._detach(failed=True)
         self._stats.truncated[reason] += 1
         fields = {"requestId": self._request_id.decode(), "model": self._pool.name, "reason": reason}
         log.warning("answer truncated", extra={"fields": fields})
@@ -412,13 +420,13 @@ class Exchange:
         status = self._status
         if status == 200 and self._route.counts_choices and _ABORTED.search(body) is not None:
             if not self._retry("aborted"):
-                self._detach()
+                self._detach(failed=True)
                 self._refuse(errors.lost(Code.UPSTREAM_FAILED, "the engine gave the request up"), outcome="failed")
             return
         keep_alive = self._keep_alive and not self._router.draining
         framing = None if reader.sized else b"\r\ncontent-length: %d" % len(body)
         answer = http1.answer_head(reader, self._request_id, framing, keep_alive) + body
-        self._detach()
+        self._detach(failed=status >= 500)
         self._client.write(answer)
         self._over("complete" if status < 500 else "failed", keep_alive=keep_alive)
 
@@ -440,7 +448,7 @@ class Exchange:
         if piece:
             self._client.write(http1.chunk(piece) if self._chunked else piece)
         if reader.complete:
-            self._detach()
+            self._detach(failed=self._status >= 500)
             if self._chunked:
                 self._client.write(http1.LAST_CHUNK)
             self._over("complete" if self._status < 500 else "failed", keep_alive=self._keep_alive)
@@ -462,7 +470,7 @@ class Exchange:
 
     def _reset_client(self, reason: str) -> None:
         """A unary answer broke after bytes of it were forwarded: only a reset says so."""
-        self._detach()
+        self._detach(failed=True)
         self._stats.truncated[reason] += 1
         self._over("truncated", keep_alive=False, answered=False)
         self._client.reset()
@@ -504,7 +512,7 @@ class Exchange:
         timeouts = self._router.settings.timeouts
         if self._stage <= UNARY:
             if now - self._started > timeouts.first_event_seconds:
-                self._detach()
+                self._detach(failed=True)
                 message = "the engine did not answer in time"
                 self._refuse(errors.lost(Code.UPSTREAM_TIMEOUT, message, status=504), outcome="failed")
         elif now - self._last > timeouts.stall_seconds and not self._client.blocked:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from llmfleet.api.types import Canary
 from llmfleet.deploy.canary import judge_trial
 from llmfleet.deploy.records import Figures, Trial
 from llmfleet.deploy.samples import engine_load, router_figures
+from llmfleet.telemetry import EndpointGauges, RouterGauges, RouterMetrics
 
 SINCE = datetime(2026, 1, 1, tzinfo=UTC)
 TRIAL = Trial(template="t", since=SINCE, canary=Figures(requests=10, errors=1), rest=Figures(requests=10))
@@ -38,21 +40,28 @@ def test_silent_routers_decide_nothing() -> None:
     assert judge_trial(Canary(), None, (REST, REST), SINCE + timedelta(hours=1)).passed is None
 
 
-PAGE = """# HELP llmfleet_router_requests_total x
-llmfleet_router_requests_total{model="m",code="200",outcome="complete",llmcluster="a"} 8
-llmfleet_router_requests_total{model="m",code="200",outcome="truncated",llmcluster="a"} 1
-llmfleet_router_requests_total{model="m",code="503",outcome="refused",llmcluster=""} 5
-llmfleet_router_requests_total{model="m",code="502",outcome="failed",llmcluster="a"} 2
-llmfleet_router_requests_total{model="m",code="400",outcome="complete",llmcluster="b"} 4
-llmfleet_router_time_to_first_token_seconds_sum{model="m",llmcluster="a"} 1.5
-llmfleet_router_time_to_first_token_seconds_count{model="m",llmcluster="a"} 3
-llmfleet_router_time_to_first_token_seconds_bucket{model="m",llmcluster="a",le="+Inf"} 3
-nonsense
-"""
+def page() -> str:
+    """What a real router exports for two instances, one of them with an old pod beside the new."""
+    old = EndpointGauges(llmcluster="a", role="both", in_flight=0, slots=8, picks=3, failures=1)
+    new = EndpointGauges(
+        llmcluster="a", role="both", in_flight=1, slots=8, picks=8, failures=2, ttft_count=3, ttft_sum=1.5
+    )
+    other = EndpointGauges(llmcluster="b", role="both", in_flight=0, slots=8, picks=4)
+    state = RouterGauges(
+        connections=0,
+        max_connections=1,
+        draining=False,
+        generation=1,
+        document_age_seconds=0.0,
+        endpoints=(old, new, other),
+    )
+    registry = CollectorRegistry()
+    registry.register(RouterMetrics(lambda: state))
+    return generate_latest(registry).decode()
 
 
 def test_router_figures_are_counted_by_instance() -> None:
-    assert router_figures(PAGE) == {
+    assert router_figures(page() + "nonsense\n") == {
         "a": Figures(requests=11, errors=3, ttft_sum=1.5, ttft_count=3),
         "b": Figures(requests=4),
     }
