@@ -26,6 +26,7 @@ from fakes.scripted import (
 )
 from llmfleet.kube.backoff import Backoff
 from llmfleet.kube.client import Api
+from llmfleet.kube.errors import Unavailable
 from llmfleet.kube.refs import POD
 from llmfleet.kube.transport.client import Anonymous, Transport
 from llmfleet.kube.trim import trim_metadata
@@ -418,3 +419,20 @@ def test_a_list_that_expires_between_pages_starts_again(
     with reflecting(fake) as cache:
         eventually(lambda: names(cache) == list("abcde"))
         assert [request.query.get("continue") for request in fake.asked(watch=False)] == [None, "2", None, "2", "4"]
+
+
+def test_an_apiserver_behind_a_path_and_a_query_are_spelled_right(fake: ScriptedApiserver) -> None:
+    """Some kubeconfigs name a proxy: https://host/k8s/clusters/c-1."""
+    api = Api(Transport(Anonymous(fake.url + "/k8s/clusters/c-1/"), user_agent="test"), manager="test")
+    fake.put("a")
+    api.list(POD, namespace="ns", label_selector="a=b,c in (d,e)")
+    assert fake.requests[0].path == "/k8s/clusters/c-1/api/v1/namespaces/ns/pods"
+    assert fake.requests[0].query["labelSelector"] == "a=b,c in (d,e)"
+    assert fake.requests[0].headers["user-agent"] == "test"
+
+
+def test_a_redirect_is_not_followed_with_our_token(fake: ScriptedApiserver) -> None:
+    fake.once(Status(code=302, headers={"Location": "http://127.0.0.1:1/elsewhere"}))
+    with pytest.raises(Unavailable, match="302"):
+        api_of(fake).list(POD, namespace="ns")
+    assert len(fake.requests) == 1
