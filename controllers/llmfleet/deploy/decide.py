@@ -146,7 +146,10 @@ def traffic(facts: Facts, since: datetime, now: datetime) -> Drained:
     leader = instance.leader
     alive = leader is not None and not leader.exited and (leader.ready or instance.records.loaded == leader.container)
     known = facts.drain or DrainFacts(since=since, timeout=limit, serving=True, idle_looks=0, published=())
-    return judge(replace(known, since=since, timeout=limit, serving=alive and known.serving), now)
+    verdict = judge(replace(known, since=since, timeout=limit, serving=alive and known.serving), now)
+    if facts.drain is None and not verdict.done:
+        return replace(verdict, message="asking routers and the engine who still sends and what still runs")
+    return verdict
 
 
 def decide_life(facts: Facts, now: datetime) -> Outcome:
