@@ -38,15 +38,6 @@ def test_a_busy_instance_drains_before_it_goes() -> None:
     assert world.served_requests > 0
 
 
-def test_a_drain_never_says_that_no_router_is_known_where_there_is_one() -> None:
-    world = serving()
-    world.delete("a")
-    world.run(60, until=lambda: gone(world))
-    notes = [note for name, reason, note in world.events if (name, reason) == ("a", "Draining")]
-    assert notes
-    assert not [note for note in notes if "no router is known" in note]
-
-
 def test_the_drain_deadline_ends_a_drain() -> None:
     world = serving(lifecycle={"drainTimeoutSeconds": 10})
     leader = world.processes[world.pod("a", 0)["metadata"]["uid"]]

@@ -31,6 +31,16 @@ def rolled_out(world: World, image: str) -> bool:
     return world.all_serving() and all(world.images(name) == {image} for name in FLEET)
 
 
+def test_a_drain_never_says_that_no_router_is_known_before_it_asked() -> None:
+    world = fleet()
+    world.serve_routers()
+    world.edit("a", image="engine:2")
+    world.run(10)
+    notes = [note for name, reason, note in world.events if (name, reason) == ("a", "Draining")]
+    assert notes
+    assert not [note for note in notes if "no router is known" in note]
+
+
 def test_an_image_change_rolls_one_by_one_and_loses_no_request() -> None:
     world = fleet()
     world.traffic = True
