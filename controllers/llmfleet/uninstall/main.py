@@ -64,6 +64,7 @@ class Uninstall:
         self._say, self._look_seconds = say, look_seconds
         self._wait = Wait(began=time.monotonic(), timeout=timeout)
         self._owners: frozenset[str] = frozenset()
+        self._stripped: set[str] = set()
 
     def run(self) -> None:
         """Everything, in order; whatever goes wrong is said and never raised."""
@@ -83,7 +84,7 @@ class Uninstall:
                 self._owners |= {uid_of(obj) for obj in left}
             self._delete_new(left, deleted)
             now = time.monotonic()
-            self._wait = replace(self._wait, alive=self._wait.alive or shows_life(left, deleted))
+            self._wait = replace(self._wait, alive=self._wait.alive or shows_life(left, deleted, self._stripped))
             self._strip(left, deleted, now)
             if now - self._wait.began > self._wait.timeout + self._look_seconds * 10:
                 self._say(f"leaving {describe(left)}: still there after the time limit")
@@ -132,10 +133,13 @@ class Uninstall:
 
     def _strip(self, left: Sequence[Manifest], deleted: dict[str, Deleted], now: float) -> None:
         for obj, reason in overdue(left, deleted, self._wait, now):
+            self._stripped.add(uid_of(obj))  # before the write: its end is ours even when the answer is lost
             try:
                 execute((plan_strip(obj),), self._api)
                 self._say(f"took the finalizer off {ref_of(obj)}: {reason}; its pods end by their own preStop drain")
-            except (Conflict, NotFound):
+            except Conflict:
+                self._stripped.discard(uid_of(obj))  # somebody else wrote: that is a sign
+            except NotFound:
                 continue
             except KubeError as error:
                 self._say(f"cannot take the finalizer off {ref_of(obj)}: {error}")

@@ -10,7 +10,7 @@ its own drain deadline and some time on top; the time limit of the whole command
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -46,8 +46,9 @@ class Wait:
         return min(SILENCE, self.timeout / 2)
 
 
-def shows_life(left: Sequence[Manifest], deleted: Mapping[str, Deleted]) -> bool:
-    """True when something was finished or changed since we deleted it."""
+def shows_life(left: Sequence[Manifest], deleted: Mapping[str, Deleted], stripped: Collection[str] = ()) -> bool:
+    """True when something was finished or changed since we deleted it, other than what we took the finalizer off."""
+    deleted = {uid: seen for uid, seen in deleted.items() if uid not in stripped}
     present = {uid_of(obj) for obj in left}
     if any(uid not in present for uid in deleted):
         return True

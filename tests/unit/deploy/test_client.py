@@ -105,8 +105,7 @@ def wait_for(reached: Callable[[], object]) -> None:
 
 def test_idle_looks_are_counted_a_second_apart(prober: Prober, site: Site, clock: Clock, woken: list[Key]) -> None:
     site.load(0)
-    look = prober.engine(KEY, "u", "127.0.0.1", site.port)
-    assert look == EngineLook()
+    prober.engine(KEY, "u", "127.0.0.1", site.port)
     wait_for(lambda: woken == [KEY])
     assert prober.engine(KEY, "u", "127.0.0.1", site.port).idle_looks == 1
     assert prober.engine(KEY, "u", "127.0.0.1", site.port).idle_looks == 1
@@ -168,7 +167,7 @@ def test_a_router_says_which_generation_it_works_with(
 ) -> None:
     monkeypatch.setattr(client.names, "ADMIN_PORT", site.port)
     site.pages["/fleet"] = (200, '{"generation": 42, "pod": "r"}')
-    assert prober.router(KEY, "r", "127.0.0.1") is None
+    prober.router(KEY, "r", "127.0.0.1")  # the answer may be there before this returns, or later
     wait_for(lambda: woken)
     assert prober.router(KEY, "r", "127.0.0.1") == 42
 

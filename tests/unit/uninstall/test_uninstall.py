@@ -131,6 +131,13 @@ def test_an_operator_that_answers_before_we_look_again_counts_as_alive(api: Api,
     assert shows_life(run._find(LLMCLUSTER), deleted)
 
 
+def test_what_we_ended_ourselves_is_no_sign_of_an_operator() -> None:
+    left: list[dict[str, Any]] = [{"metadata": {"uid": "b", "deletionTimestamp": "now", "resourceVersion": "7"}}]
+    deleted = {"a": Deleted(version="5", at=0.0), "b": Deleted(version="7", at=0.3)}
+    assert shows_life(left, deleted)
+    assert not shows_life(left, deleted, {"a"})
+
+
 def test_a_dead_operator_is_noticed_and_the_finalizers_go(
     api: Api, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
