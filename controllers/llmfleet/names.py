@@ -33,6 +33,8 @@ MANAGED_BY_ANNOTATION: Final = "serving.ai/managed-by"
 CLUSTER_SELECTOR_ANNOTATION: Final = "serving.ai/cluster-selector"
 ROUTER_SELECTOR_ANNOTATION: Final = "serving.ai/router-selector"
 DRAINING_ANNOTATION: Final = "serving.ai/draining"
+GROUP_ANNOTATION: Final = "serving.ai/group"  # on the StatefulSet: JSON whose `members` started together
+CANARY_WEIGHT_ANNOTATION: Final = "serving.ai/canary-weight"  # on the LLMCluster while its new template is on trial
 
 # Finalizer and field managers.
 DRAIN_FINALIZER: Final = "serving.ai/drain"

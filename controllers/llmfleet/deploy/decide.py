@@ -280,15 +280,12 @@ def claim(facts: Facts, *, finalizer: bool, draining: datetime | None, weight: i
     if draining is not None:
         annotations[names.DRAINING_ANNOTATION] = timestamp(draining)
     if weight is not None:
-        annotations[CANARY_WEIGHT_ANNOTATION] = str(weight)
+        annotations[names.CANARY_WEIGHT_ANNOTATION] = str(weight)
     metadata: dict[str, Any] = {"name": identity.name, "namespace": identity.namespace, "annotations": annotations}
     if finalizer:
         metadata["finalizers"] = [names.DRAIN_FINALIZER]
     desired = {"apiVersion": names.API_VERSION, "kind": names.CLUSTER_KIND, "metadata": metadata}
     return plan_apply(desired, facts.cluster, names.OPERATOR_MANAGER)
-
-
-CANARY_WEIGHT_ANNOTATION: Final = "serving.ai/canary-weight"
 
 
 def plan_revision(facts: Facts, instance: Instance, choice: Choice) -> Plan:

@@ -8,7 +8,7 @@ patch, reduced to what a pod template needs:
   one is appended, and one that also says `$patch: delete` removes its namesake;
 * every other list, and every scalar, is replaced whole.
 
-It never checks the outcome: see `validate.py`.
+It never checks the outcome: see `overlay.py`.
 """
 
 from __future__ import annotations

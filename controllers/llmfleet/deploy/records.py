@@ -14,9 +14,10 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
+from llmfleet import names
 from llmfleet.api.types import EMPTY
 
-RECORDS_ANNOTATION: Final = "serving.ai/group"
+RECORDS_ANNOTATION: Final = names.GROUP_ANNOTATION
 
 
 class Cause(StrEnum):

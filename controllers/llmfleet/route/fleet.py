@@ -23,10 +23,8 @@ from llmfleet.api.reasons import Reason
 from llmfleet.kube.refs import Manifest, uid_of, version_of
 from llmfleet.route.served import DEFAULT_SLOTS, Routing, Served, asked_by, routing_of, served_by, whole
 
-GROUP_ANNOTATION: Final = "serving.ai/group"
+GROUP_ANNOTATION: Final = names.GROUP_ANNOTATION
 """On the StatefulSet, written by deploy/: JSON whose `members` says which pods started together."""
-CANARY_ANNOTATION: Final = "serving.ai/canary-weight"
-"""On the LLMCluster, written by deploy/ while a new template is on trial: its weight until it is judged."""
 RESTARTING: Final = frozenset({Reason.GROUP_RESTARTING, Reason.CRASH_LOOP})
 
 
@@ -218,7 +216,7 @@ def pod_is_ready(pod: Manifest) -> bool:
 
 def weight_of(instance: Instance) -> int:
     """The weight asked for; while a new template is on trial, the trial's."""
-    trial = (instance.cluster["metadata"].get("annotations") or {}).get(CANARY_ANNOTATION)
+    trial = (instance.cluster["metadata"].get("annotations") or {}).get(names.CANARY_WEIGHT_ANNOTATION)
     return whole(trial, instance.routing.weight)
 
 
