@@ -51,7 +51,7 @@ def test_every_setting_can_be_written(tmp_path):
     ("raw", "message"),
     [
         ([], "settings: write a mapping"),
-        ({"limit": {}}, "limit: unknown setting; known here: drain"),
+        ({"limit": {}}, "limit: unknown setting; known here: accessLog"),
         ({"limits": []}, "limits: write a mapping"),
         ({"limits": {"maxBody": 1}}, "limits.maxBody: unknown setting"),
         ({"limits": {"maxBodyBytes": "1"}}, "limits.maxBodyBytes: '1' is not a whole number"),
@@ -70,6 +70,14 @@ def test_every_setting_can_be_written(tmp_path):
         ({"forwardHeaders": ["a)|(.*"]}, "is not a header name"),
         ({"forwardHeaders": ["X-Request-Id"]}, "forwardHeaders: X-Request-Id is set by the router itself"),
         ({"forwardHeaders": ["Content-Length"]}, "Content-Length is set by the router itself"),
+        ({"body": {"unknownFields": "keep"}}, "body.unknownFields: 'keep' is not one of drop, refuse"),
+        ({"body": {"cacheSalt": True}}, "body.cacheSalt: True is not one of tenant, off"),
+        ({"accessLog": {"enabled": "yes"}}, "accessLog.enabled: 'yes' is not true or false"),
+        ({"classes": []}, "classes: write a mapping"),
+        ({"classes": {"high": 1}}, "classes: standard is missing"),
+        ({"classes": {"standard": 0, "A b": 1}}, "classes: 'A b' is not a name"),
+        ({"classes": {"standard": 0.5}}, "classes.standard: 0.5 is not a whole number from -1000 to 1000"),
+        ({"forwardHeaders": ["X-Vllm-Priority"]}, "X-Vllm-Priority is set by the router itself"),
         ({"logLevel": "loud"}, "logLevel: 'loud' is not one of debug"),
     ],
 )

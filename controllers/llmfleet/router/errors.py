@@ -20,6 +20,10 @@ class Code(StrEnum):
     INVALID_REQUEST = "invalid_request"
     INVALID_JSON = "invalid_json"
     UNSUPPORTED = "unsupported_parameter"
+    LIMIT_EXCEEDED = "limit_exceeded"
+    INVALID_API_KEY = "invalid_api_key"
+    MODEL_NOT_ALLOWED = "model_not_allowed"
+    RATE_LIMITED = "rate_limit_exceeded"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     MODEL_NOT_FOUND = "model_not_found"
@@ -30,6 +34,11 @@ class Code(StrEnum):
     UPSTREAM_LOST = "upstream_lost"
     UPSTREAM_TIMEOUT = "upstream_timeout"
     UPSTREAM_FAILED = "upstream_failed"
+    JOBS_UNAVAILABLE = "jobs_unavailable"
+    JOB_EXPIRED = "job_expired"
+    JOB_CANCELLED = "job_cancelled"
+    JOB_DEAD = "job_dead"
+    IDEMPOTENCY = "idempotency_key_reused"
 
 
 # Official clients honour 1 to 120 seconds; the queue will know a better figure than the shortest.
@@ -40,10 +49,19 @@ class Refusal(Exception):
     """A request that gets an error instead of an engine."""
 
     def __init__(
-        self, *, status: int, code: Code, message: str, param: str | None = None, kind: str = "invalid_request_error"
+        self,
+        *,
+        status: int,
+        code: Code,
+        message: str,
+        param: str | None = None,
+        kind: str = "invalid_request_error",
+        extra: bytes = b"",
     ) -> None:
+        """`extra` is further header lines, each ended by CR LF; with one of them 429 and 503 say when to come back."""
         super().__init__(message)
         self.status, self.code, self.message, self.param, self.kind = status, code, message, param, kind
+        self.extra = extra
 
 
 def overloaded(code: Code, message: str) -> Refusal:
@@ -60,11 +78,11 @@ def render(refusal: Refusal, dialect: Dialect) -> tuple[int, bytes, bytes]:
     """Return status, extra header lines and body. `/v1/messages` adds the two keys its SDK looks for."""
     error = _error(refusal)
     body: dict[str, Any] = {"error": error}
-    status, extra = refusal.status, b""
+    status, extra = refusal.status, refusal.extra
     if dialect is Dialect.MESSAGES:
         body = {"type": "error", "error": error | {"type": _anthropic_type(status)}}
         status = 529 if status == 503 else status
-    if status in (429, 503, 529):
+    if status in (429, 503, 529) and not extra:
         extra = RETRY_AFTER
     return status, extra, orjson.dumps(body)
 
@@ -98,6 +116,8 @@ def _error(refusal: Refusal) -> dict[str, Any]:
 
 def _anthropic_type(status: int) -> str:
     return {
+        401: "authentication_error",
+        403: "permission_error",
         404: "not_found_error",
         413: "request_too_large",
         429: "rate_limit_error",

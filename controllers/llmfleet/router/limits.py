@@ -6,11 +6,13 @@ write. Unknown keys are errors: a misspelt limit must not be silently absent. It
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 CONNECTION_RESERVE: Final = 128  # descriptors for the admin port, files, the event loop and the engines' idle ones
+DEFAULT_CLASS: Final = "standard"  # of tenants that name none
 
 
 class SettingsError(ValueError):
@@ -20,6 +22,16 @@ class SettingsError(ValueError):
 def setting(default: float | int, low: float, high: float) -> Any:
     """Declare a number with its default and bounds."""
     return field(default=default, metadata={"low": low, "high": high})
+
+
+def word(default: str, *, among: tuple[str, ...] = (), pattern: str = "", say: str = "") -> Any:
+    """Declare a text: one of a few, or one of a form; `say` tells what to write."""
+    return field(default=default, metadata={"among": among, "pattern": pattern, "say": say})
+
+
+def switch(default: bool) -> Any:
+    """Declare true or false."""
+    return field(default=default, metadata={"switch": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +46,19 @@ class Limits:
     max_connections: int = setting(0, 0, 1_000_000)
     max_event_bytes: int = setting(16 << 20, 1024, 1 << 30)
     max_held_answer_bytes: int = setting(1 << 20, 0, 1 << 30)
+    # What one request may ask of an engine.
+    max_choices: int = setting(8, 1, 16384)
+    max_output_tokens: int = setting(131072, 1, 1 << 30)
+    max_logprobs: int = setting(20, 0, 1 << 20)
+    max_stops: int = setting(16, 0, 10_000)
+    max_token_ids: int = setting(1024, 0, 1 << 20)
+    max_prompts: int = setting(128, 1, 16384)
+    max_inputs: int = setting(2048, 1, 1 << 20)
+    max_tools: int = setting(128, 0, 10_000)
+    max_schema_depth: int = setting(32, 1, 1000)
+    max_schema_bytes: int = setting(1 << 19, 2, 1 << 30)
+    max_media_parts: int = setting(16, 0, 10_000)
+    max_media_bytes: int = setting(20 << 20, 0, 1 << 30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +84,62 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Body:
+    """How the body of a request is treated on its way to an engine."""
+
+    unknown_fields: Literal["drop", "refuse"] = word("drop", among=("drop", "refuse"))
+    media_urls: Literal["data", "any"] = word("data", among=("data", "any"))
+    cache_salt: Literal["tenant", "off"] = word("tenant", among=("tenant", "off"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessLog:
+    """One JSON line per request on standard output."""
+
+    enabled: bool = switch(True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redis:
+    """Where jobs are stored; without a URL there are none."""
+
+    url: str = word("", pattern=r"|rediss?://[^\s@]+", say="write redis://HOST:PORT or rediss://HOST:PORT")
+    username: str = word("", pattern=r"\S*", say="write a name")
+    password_file: str = word("", pattern=r"|/.*", say="write an absolute path")
+    ca_file: str = word("", pattern=r"|/.*", say="write an absolute path")
+    prefix: str = word("llmfleet", pattern=r"[\w./-]{1,100}", say="write letters, digits, . _ / -")
+    replicated: bool = switch(False)
+    timeout_seconds: float = setting(0.08, 0.001, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """What waits, and for how long."""
+
+    overflow: str = word("hold", among=("hold", "async", "reject"))
+    async_threshold: int = setting(0, 0, 100_000)
+    capacity: int = setting(1000, 1, 100_000)
+    job_ttl_seconds: float = setting(60, 0.05, 86400)
+    result_seconds: float = setting(600, 1, 86400)
+    lease_seconds: float = setting(15, 0.05, 600)
+    max_job_bytes: int = setting(256 << 10, 1024, 16 << 20)
+    max_result_bytes: int = setting(4 << 20, 1024, 64 << 20)
+    job_share: float = setting(0.05, 0, 1)
+    job_headroom: float = setting(0.1, 0, 1)
+    redirect: str = word("sdk", among=("sdk", "always", "never"))
+    classes: tuple[tuple[str, float], ...] = ()  # of jobs: name and TTL, the most urgent first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     drain: Drain = Drain()
+    redis: Redis = Redis()
+    queue: Queue = Queue()
+    body: Body = Body()
+    access_log: AccessLog = AccessLog()
+    classes: Mapping[str, int] = field(default_factory=lambda: {"high": -10, "standard": 0, "low": 10})
     forward_headers: tuple[str, ...] = (
         "accept",
         "anthropic-beta",
@@ -76,6 +153,16 @@ class Settings:
     log_level: str = "info"
 
 
+# Every section of a settings file whose keys are the fields of a dataclass.
+SECTIONS: Final[dict[str, Any]] = {
+    "limits": Limits,
+    "timeouts": Timeouts,
+    "drain": Drain,
+    "redis": Redis,
+    "queue": Queue,
+    "body": Body,
+    "access_log": AccessLog,
+}
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 # Fields that frame a message or that are the router's to set towards an engine.
 _NEVER_FORWARDED: Final = frozenset(
@@ -91,6 +178,8 @@ _NEVER_FORWARDED: Final = frozenset(
         "upgrade",
         "x-data-parallel-rank",
         "x-request-id",
+        "x-session-id",
+        "x-vllm-priority",
     }
 )
 
@@ -98,31 +187,24 @@ _NEVER_FORWARDED: Final = frozenset(
 def parse_settings(raw: object) -> Settings:
     """Read the mapping of a settings file; an empty file means every default."""
     top = _mapping({} if raw is None else raw, "settings")
-    known = {"limits", "timeouts", "drain", "forwardHeaders", "logLevel"}
-    _refuse_unknown(top, known, "")
-    settings = Settings(
-        limits=_section(Limits, top.get("limits"), "limits"),
-        timeouts=_section(Timeouts, top.get("timeouts"), "timeouts"),
-        drain=_section(Drain, top.get("drain"), "drain"),
-    )
-    headers = _headers(top.get("forwardHeaders", list(settings.forward_headers)))
-    level = top.get("logLevel", settings.log_level)
+    _refuse_unknown(top, {*map(camel, SECTIONS), "classes", "forwardHeaders", "logLevel"}, "")
+    sections = {name: _section(kind, top.get(camel(name)), camel(name)) for name, kind in SECTIONS.items()}
+    plain = Settings()
+    level = top.get("logLevel", plain.log_level)
     if level not in LOG_LEVELS:
         raise SettingsError(f"logLevel: {level!r} is not one of {', '.join(LOG_LEVELS)}")
     return Settings(
-        limits=settings.limits,
-        timeouts=settings.timeouts,
-        drain=settings.drain,
-        forward_headers=headers,
+        **sections,
+        classes=_priorities(top.get("classes", plain.classes)),
+        forward_headers=_headers(top.get("forwardHeaders", list(plain.forward_headers))),
         log_level=level,
     )
 
 
 def setting_names() -> list[str]:
     """Return every setting as it is written in a file, for the documentation test."""
-    sections: dict[str, type] = {"limits": Limits, "timeouts": Timeouts, "drain": Drain}
-    inner = [f"{section}.{camel(f.name)}" for section, kind in sections.items() for f in fields(kind)]
-    return [*inner, "forwardHeaders", "logLevel"]
+    inner = [f"{camel(section)}.{camel(f.name)}" for section, kind in SECTIONS.items() for f in fields(kind)]
+    return [*inner, "classes", "forwardHeaders", "logLevel"]
 
 
 def max_connections(limits: Limits, open_files: int) -> int:
@@ -141,18 +223,66 @@ def _section(kind: Any, raw: object, path: str) -> Any:
     values = _mapping({} if raw is None else raw, path)
     known = {camel(f.name): f for f in fields(kind)}
     _refuse_unknown(values, set(known), path)
-    return kind(**{known[key].name: _number(value, known[key], f"{path}.{key}") for key, value in values.items()})
+    return kind(**{known[key].name: _value(value, known[key], f"{path}.{key}") for key, value in values.items()})
+
+
+def _value(value: object, spec: Any, path: str) -> Any:
+    if spec.name == "classes":
+        return _classes(value, path)
+    if "switch" in spec.metadata:
+        if not isinstance(value, bool):
+            raise SettingsError(f"{path}: {value!r} is not true or false")
+        return value
+    return _word(value, spec, path) if "among" in spec.metadata else _number(value, spec, path)
 
 
 def _number(value: object, spec: Any, path: str) -> float | int:
-    whole = spec.name.startswith("max_")
+    whole = isinstance(spec.default, int) and not spec.name.endswith("_seconds")
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        raise SettingsError(f"{path}: {value!r} is not a {'whole number' if whole else 'number of seconds'}")
+        seconds = spec.name.endswith("_seconds")
+        raise SettingsError(f"{path}: {value!r} is not a {'number of seconds' if seconds else 'whole number'}")
     number = cast(float, value)
     low, high = spec.metadata["low"], spec.metadata["high"]
     if not low <= number <= high:
         raise SettingsError(f"{path}: {value} is not between {low} and {high}")
     return number
+
+
+def _word(value: object, spec: Any, path: str) -> str:
+    among, pattern = spec.metadata["among"], spec.metadata["pattern"]
+    if among and value not in among:
+        raise SettingsError(f"{path}: {value!r} is not one of {', '.join(among)}")
+    if not isinstance(value, str) or (pattern and not re.fullmatch(pattern, value)):
+        raise SettingsError(f"{path}: {value!r} cannot be used: {spec.metadata['say']}")
+    return value
+
+
+def _classes(value: object, path: str) -> tuple[tuple[str, float], ...]:
+    """Read the classes of jobs: `{NAME: {ttlSeconds: S}}`, the most urgent first."""
+    result = []
+    for name, raw in _mapping(value, path).items():
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", name):
+            raise SettingsError(f"{path}: {name!r} is not a name: write small letters, digits and -")
+        inner = _mapping(raw, f"{path}.{name}")
+        _refuse_unknown(inner, {"ttlSeconds"}, f"{path}.{name}")
+        ttl = _number(
+            inner.get("ttlSeconds"), Queue.__dataclass_fields__["job_ttl_seconds"], f"{path}.{name}.ttlSeconds"
+        )
+        result.append((name, float(ttl)))
+    return tuple(result)
+
+
+def _priorities(value: object) -> Mapping[str, int]:
+    """Read the classes of tenants: what engines get as `priority`, lower first."""
+    classes = _mapping(value, "classes")
+    for name, priority in classes.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", name):
+            raise SettingsError(f"classes: {name!r} is not a name: write small letters, digits and -")
+        if isinstance(priority, bool) or not isinstance(priority, int) or not -1000 <= priority <= 1000:
+            raise SettingsError(f"classes.{name}: {priority!r} is not a whole number from -1000 to 1000")
+    if DEFAULT_CLASS not in classes:
+        raise SettingsError(f"classes: {DEFAULT_CLASS} is missing, it is the class of tenants that name none")
+    return dict(classes)
 
 
 def _headers(value: object) -> tuple[str, ...]:

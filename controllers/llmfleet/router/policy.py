@@ -12,43 +12,10 @@ from urllib.parse import unquote
 
 import orjson
 
+from llmfleet.router import body, bounds
 from llmfleet.router.errors import Code, Refusal
+from llmfleet.router.limits import Settings
 from llmfleet.router.sse import Dialect
-
-# What of a body reaches an engine: OpenAI's and Anthropic's fields, and vLLM's own for sampling and output. Everything
-# else is dropped, as an engine ignores what it does not know.
-_OPENAI: Final = """
-    audio background best_of dimensions echo encoding_format frequency_penalty function_call functions include
-    input instructions logit_bias logprobs max_completion_tokens max_output_tokens max_tokens max_tool_calls
-    messages metadata modalities model n parallel_tool_calls prediction presence_penalty previous_response_id
-    prompt prompt_cache_key prompt_cache_retention reasoning reasoning_effort response_format safety_identifier
-    seed service_tier stop store stream stream_options suffix temperature text tool_choice tools top_logprobs
-    top_p truncation user verbosity web_search_options"""
-_ANTHROPIC: Final = "output_config output_format stop_sequences system thinking"
-_VLLM: Final = """add_generation_prompt add_special_tokens allowed_token_ids bad_words chat_template_kwargs
-    continue_final_message embed_dtype endianness ignore_eos include_reasoning include_stop_str_in_output length_penalty
-    logprob_token_ids min_p min_tokens padding prompt_logprobs repetition_penalty return_token_ids
-    return_tokens_as_token_ids skip_special_tokens spaces_between_special_tokens stop_token_ids structured_outputs
-    thinking_token_budget top_k truncate_prompt_tokens truncation_side use_activation use_beam_search"""
-ALLOWED_FIELDS: Final = frozenset(f"{_OPENAI} {_ANTHROPIC} {_VLLM}".split())
-
-# Fields that steer an engine from inside the fleet. A client's are dropped: vLLM 0.32 dies of an incomplete
-# kv_transfer_params, serves another request's KV for a reused one, and cache_salt and priority are per tenant.
-OWNED_FIELDS: Final = frozenset({"kv_transfer_params", "ec_transfer_params", "cache_salt", "priority", "request_id"})
-
-# Known to engines, and refused by name, as the answer would be another one without them. vLLM hands vllm_xargs on as if
-# the router had written it, kv_transfer_params included; the others run code or read memory that a client chose.
-REFUSED_FIELDS: Final = frozenset(
-    {
-        "chat_template",
-        "documents",
-        "media_io_kwargs",
-        "mm_payload",
-        "mm_processor_kwargs",
-        "prompt_embeds",
-        "vllm_xargs",
-    }
-)
 
 # A comma, a colon or an opening bracket may cost 50 times its byte once parsed.
 _MARKS: Final = (b",", b"[", b"{", b":")
@@ -70,12 +37,15 @@ class Route:
 
 
 class Admitted(NamedTuple):  # made per request: a frozen dataclass takes three times as long
-    """A request that may go to an engine: its model, cleaned body, how many choices must finish, and how it comes."""
+    """A request that may go to an engine: its model, the engine's body, and what its answer must hold."""
 
     model: str
     body: bytes
-    choices: int = 1
+    choices: int = 1  # each must finish
     streams: bool = False
+    drops_usage: bool = False  # the router asked for the usage event, the client did not
+    max_tokens: int = 0  # of each choice; 0: not said
+    size: int = 0  # of the client's body
 
 
 ENGINE_ROUTES: Final = {
@@ -107,19 +77,36 @@ def allowed_method(path: bytes) -> bytes | None:
     return None
 
 
-def admit(route: Route, body: bytes, max_values: int) -> Admitted:
-    """Parse a body, find its model and keep only the fields that are on the list."""
-    document = _parse(body, max_values)
+def admit(route: Route, raw: bytes, settings: Settings, ours: bytes = b"") -> Admitted:
+    """Parse a body, find its model, refuse what it may not ask for and write what an engine gets.
+
+    `ours` is what the router sets in the body for this tenant (see `body.prepare`).
+    """
+    limits, rules = settings.limits, settings.body
+    document = _parse(raw, limits.max_json_values)
     model = document.get("model")
     if not isinstance(model, str) or not model:
         message = "write the name of a served model; GET /v1/models lists them"
         raise Refusal(status=400, code=Code.INVALID_REQUEST, message=message, param="model")
     if route.stateless:
         _refuse_stateful(document)
-    if not ALLOWED_FIELDS.issuperset(document):
-        body = _cleaned(document)
-    choices = expected_choices(route.dialect, document) if route.counts_choices else 1
-    return Admitted(model, body, choices, route.streams and document.get("stream") is True)
+    bounds.check(document, limits, rules.media_urls)
+    streams = route.streams and document.get("stream") is True
+    asks = streams and route.counts_choices
+    sent, drops = body.prepare(raw, document, asks_usage=asks, unknown=rules.unknown_fields, ours=ours)
+    choices = bounds.answers(document, route.dialect is Dialect.COMPLETIONS) if route.counts_choices else 1
+    if choices > limits.max_prompts and choices > limits.max_choices:
+        message = f"n times prompts: at most {limits.max_prompts} answers are taken here"
+        raise Refusal(status=400, code=Code.LIMIT_EXCEEDED, message=message, param="n")
+    return Admitted(model, sent, choices, streams, drops, _tokens(document), len(raw))
+
+
+def _tokens(document: dict[str, Any]) -> int:
+    """Return how many tokens each answer may have at most; 0 says nothing."""
+    for field in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
+        if (value := document.get(field)) is not None:
+            return bounds.whole(value) or 0
+    return 0
 
 
 def _parse(body: bytes, max_values: int) -> dict[str, Any]:
@@ -133,35 +120,6 @@ def _parse(body: bytes, max_values: int) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise Refusal(status=400, code=Code.INVALID_REQUEST, message="the body is not a JSON object")
     return document
-
-
-def _cleaned(document: dict[str, Any]) -> bytes:
-    """Write the body again without what is not on the list."""
-    for field in sorted(REFUSED_FIELDS & document.keys()):
-        if document[field] is not None:
-            message = f"{field} is not supported here"
-            raise Refusal(status=400, code=Code.UNSUPPORTED, message=message, param=field)
-    try:
-        return orjson.dumps({key: value for key, value in document.items() if key in ALLOWED_FIELDS})
-    except orjson.JSONEncodeError:  # it reads deeper nesting than it writes
-        raise Refusal(status=400, code=Code.INVALID_JSON, message="the body is nested too deeply") from None
-
-
-def expected_choices(dialect: Dialect, document: dict[str, Any]) -> int:
-    """Return how many choices an answer has; each must have a finish reason before `[DONE]`."""
-    n = document.get("n", 1)
-    # Engines take 2.0 and "2" for 2.
-    if (isinstance(n, float) and n.is_integer()) or (isinstance(n, str) and n.isdecimal() and len(n) < 10):
-        n = int(n)
-    count = n if isinstance(n, int) and n > 0 else 1
-    return count * _prompts(document.get("prompt")) if dialect is Dialect.COMPLETIONS else count
-
-
-def _prompts(prompt: object) -> int:
-    """A list of strings or of token lists is several prompts; a list of token ids is one."""
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        return len(prompt)
-    return 1
 
 
 def _refuse_stateful(document: dict[str, Any]) -> None:

@@ -230,7 +230,7 @@ class Client(asyncio.Protocol):
             self._answer_local(policy.path_of(reader.target))
             return
         try:
-            admitted = policy.admit(route, reader.take_body(), router.settings.limits.max_json_values)
+            admitted = policy.admit(route, reader.take_body(), router.settings)
             pool = router.pool(admitted.model)
         except Refusal as error:
             self._refuse(error, keep_alive=self._may_stay(), dialect=route.dialect)
