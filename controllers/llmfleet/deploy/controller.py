@@ -250,6 +250,7 @@ class ClusterController:
             fleet=self._peers(cluster) if turn else (),
             drain=self._drain(key, cluster, instance),
             good=self._good(instance),
+            kept=self._kept(identity) if proves_new(instance) else (),
             dead_nodes=self._dead_nodes(instance),
             rivals=self._rivals(key) if restart.half_placed(instance) else frozenset(),
             warmed=self._warmed(instance),
@@ -337,9 +338,13 @@ class ClusterController:
 
     def _find_revision(self, identity: Identity) -> Manifest | None:
         """The StatefulSet is gone and its memory with it; the newest kept template is the last good one."""
+        return max(self._kept(identity), key=lambda item: int(item.get("revision") or 0), default=None)
+
+    def _kept(self, identity: Identity) -> list[Manifest]:
+        """Every kept template of the instance: more than one after a crash between keeping one and dropping another."""
         selector = f"{names.CLUSTER_LABEL}={identity.name},{names.APP_COMPONENT_LABEL}={REVISION_COMPONENT}"
         found, _ = self._api.list(CONTROLLER_REVISION, namespace=identity.namespace, label_selector=selector)
-        return max(found, key=lambda item: str(item["metadata"].get("creationTimestamp")), default=None)
+        return found
 
     def _dead_nodes(self, instance: Instance) -> frozenset[str]:
         """Nodes of overdue pods that are gone or not ready. A node we may not read counts as alive."""
@@ -452,6 +457,12 @@ class ClusterController:
 def wants_turn(instance: Instance) -> bool:
     """It has served, and is asked for another template than the one it served with."""
     return instance.wanted is not None and instance.records.good not in ("", instance.wanted.hash)
+
+
+def proves_new(instance: Instance) -> bool:
+    """This pass may find that the template asked for serves, while another one is still called good."""
+    wanted = instance.wanted.hash if instance.wanted else ""
+    return instance.all_ready and instance.records.good != instance.current == wanted
 
 
 def asked(cluster: Manifest) -> tuple[Any, ...]:

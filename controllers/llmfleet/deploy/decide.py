@@ -21,7 +21,7 @@ from llmfleet.deploy.canary import judge_trial, trial_weight
 from llmfleet.deploy.children import Children, plan_children
 from llmfleet.deploy.drain import Drained, DrainFacts, judge
 from llmfleet.deploy.objects.identity import TEMPLATE_ANNOTATION, is_ours
-from llmfleet.deploy.objects.revision import TEMPLATE_KEY, build_revision
+from llmfleet.deploy.objects.revision import TEMPLATE_KEY, build_revision, revision_name
 from llmfleet.deploy.objects.statefulset import build_statefulset
 from llmfleet.deploy.observe import Instance
 from llmfleet.deploy.records import (
@@ -89,6 +89,8 @@ class Facts:
     drain: DrainFacts | None = None
     """What is known about traffic, should it have to go; None when nobody asked yet."""
     good: Good | None = None
+    kept: Sequence[Manifest] = ()
+    """Every ControllerRevision of the instance, once a new template serves."""
     dead_nodes: frozenset[str] = frozenset()
     rivals: frozenset[tuple[datetime, str]] = frozenset()
     """Age of the other half-placed groups."""
@@ -185,6 +187,7 @@ def decide_life(facts: Facts, now: datetime) -> Outcome:
         *plan_children(facts.children, instance, facts.cluster),
         *plan_revision(facts, instance, choice),
         *plan_statefulset(facts, instance, choice),
+        *drop_revisions(facts, instance, choice),
         *(
             Delete(ref=pod_ref(instance, removal.rank.name), uid=removal.rank.uid, grace_seconds=removal.grace)
             for removal in removals
@@ -289,17 +292,25 @@ def claim(facts: Facts, *, finalizer: bool, draining: datetime | None, weight: i
 
 
 def plan_revision(facts: Facts, instance: Instance, choice: Choice) -> Plan:
-    """Keep the template that proved good before anything depends on it; then drop the one before."""
+    """Keep the template that proved good before anything depends on it."""
     if choice.move is Move.PROVEN and instance.wanted is not None:
-        kept = build_revision(instance.identity, instance.current, instance.wanted.manifest)
-        old = facts.good
-        if old is None or old.hash == instance.current:
-            return (Apply(obj=kept),)
-        return (Apply(obj=kept), Delete(ref=ref_of(old.manifest), uid=old.manifest["metadata"]["uid"]))
+        return (Apply(obj=kept_as(instance, instance.current, instance.wanted.manifest)),)
     if choice.move is Move.SWITCH and instance.records.good and facts.good is None and instance.statefulset is not None:
-        live = instance.statefulset["spec"]["template"]
-        return (Apply(obj=build_revision(instance.identity, instance.records.good, live)),)
+        return (Apply(obj=kept_as(instance, instance.records.good, instance.statefulset["spec"]["template"])),)
     return ()
+
+
+def kept_as(instance: Instance, template_hash: str, template: Mapping[str, Any]) -> Manifest:
+    return build_revision(instance.identity, template_hash, template, generation=instance.generation)
+
+
+def drop_revisions(facts: Facts, instance: Instance, choice: Choice) -> Plan:
+    """What a new good template replaces goes only when the StatefulSet says that it is the good one."""
+    if choice.move is not Move.PROVEN:
+        return ()
+    name = revision_name(instance.identity, instance.current)
+    old = (revision for revision in facts.kept if revision["metadata"]["name"] != name)
+    return tuple(Delete(ref=ref_of(revision), uid=revision["metadata"]["uid"]) for revision in old)
 
 
 def plan_statefulset(facts: Facts, instance: Instance, choice: Choice) -> Plan:

@@ -85,19 +85,21 @@ def choose(
     if instance.statefulset is None:
         return Choice(move=Move.RESTORE if has_good else Move.CREATE)
     if instance.current == instance.wanted.hash:
-        return choose_current(instance, drained=drained, timed_out=timed_out, verdict=verdict)
+        return choose_current(instance, drained=drained, timed_out=timed_out, verdict=verdict, has_good=has_good)
     return choose_other(instance, fleet, drained=drained)
 
 
-def choose_current(instance: Instance, *, drained: bool, timed_out: str, verdict: Verdict | None) -> Choice:
-    """The StatefulSet has the template that is asked for: is it good?"""
+def choose_current(
+    instance: Instance, *, drained: bool, timed_out: str, verdict: Verdict | None, has_good: bool
+) -> Choice:
+    """The StatefulSet has the template that is asked for: is it good? With nothing to go back to it is tried on."""
     records, wanted = instance.records, instance.current
     if records.good == wanted:
         return Choice(move=Move.SETTLED)
-    if records.failed and records.failed.template == wanted and records.good:
+    if records.failed and records.failed.template == wanted and has_good:
         drain = instance.serves and not drained
         return Choice(move=Move.GO_BACK_DRAIN if drain else Move.GO_BACK, message=records.failed.message)
-    if timed_out and records.good:
+    if timed_out and has_good:
         return Choice(move=Move.FAIL, message=timed_out)
     if not instance.serves:
         return Choice(move=Move.PROVING)

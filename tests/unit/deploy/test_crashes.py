@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from exploring import cases
+from hypothesis import example, given
 from hypothesis import strategies as st
 from world import World
 
@@ -69,8 +70,10 @@ FAULTS = st.lists(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@cases(20)
 @given(faults=FAULTS, seed=st.integers(0, 10_000))
+@example(faults=[(40, "edit", "a", 0), (11, "edit", "a", 0), (38, "kill", "a", 0), (39, "bad", "b", 0)], seed=1204)
+@example(faults=[(1, "kill", "b", 1), (31, "kill", "b", 0), (25, "bad", "b", 1)], seed=1)
 def test_no_order_of_faults_breaks_a_rule_and_all_ends_well(faults: list[tuple[int, str, str, int]], seed: int) -> None:
     world = World(seed=seed)
     world.broken_images.add("engine:bad")
@@ -107,7 +110,7 @@ def inflict(world: World, fault: str, name: str, rank: int, number: int) -> None
             world.tick()
 
 
-@settings(max_examples=10, deadline=None)
+@cases(10)
 @given(kills=st.lists(st.integers(0, 2), min_size=1, max_size=4), crash=st.integers(0, 6))
 def test_every_kill_of_a_whole_group_is_one_incident(kills: list[int], crash: int) -> None:
     world = World()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from world import World
@@ -322,6 +323,57 @@ def test_the_kept_template_is_the_only_one() -> None:
         world.run(400, until=lambda image=image: rolled_out(world, image))
     kept = [where for where in world.objects if where[0] == "controllerrevisions"]
     assert len(kept) == 3
+
+
+def kept_templates(world: World) -> list[dict[str, Any]]:
+    return [obj for (plural, _, _), obj in world.objects.items() if plural == "controllerrevisions"]
+
+
+def test_a_template_that_came_back_is_replaced_like_any_other() -> None:
+    world = fleet(members=["a"])
+    for image in ("engine:2", "engine:1", "engine:3"):
+        world.edit("a", image=image)
+        world.run(200, until=lambda image=image: world.all_serving() and world.images("a") == {image})
+    assert len(kept_templates(world)) == 1
+
+
+def test_the_template_that_came_back_is_the_newest_kept_one() -> None:
+    world = fleet(members=["a"])
+    for image in ("engine:2", "engine:1"):
+        world.edit("a", image=image)
+        world.run(200, until=lambda image=image: world.all_serving() and world.images("a") == {image})
+    (kept,) = kept_templates(world)
+    assert kept["revision"] == 3
+
+
+@pytest.mark.parametrize("writes", range(5))
+def test_a_crash_while_a_template_is_proven_never_loses_the_good_one(writes: int) -> None:
+    world = fleet(members=["a"])
+    world.edit("a", image="engine:2")
+    world.run(200, until=lambda: world.images("a") == {"engine:2"} and world.all_ready("a"))
+    world.crash_after = writes
+    world.reconcile_all()
+    good = world.records("a").good
+    assert f"a-{good}" in [kept["metadata"]["name"] for kept in kept_templates(world)]
+    for image in ("engine:2", "engine:3"):
+        world.edit("a", image=image)
+        world.run(200, until=lambda image=image: world.all_serving() and world.images("a") == {image})
+    assert len(kept_templates(world)) == 1
+
+
+def test_a_failed_template_is_tried_on_when_the_good_one_is_gone() -> None:
+    world = fleet(members=["a"])
+    world.missing_images.add("engine:2")
+    world.edit("a", image="engine:2", lifecycle={"startupTimeoutSeconds": 60})
+    world.run(30)
+    for kept in kept_templates(world):
+        world.drop(kept)
+    world.restart_operator()
+    world.run(100)
+    assert world.images("a") == {"engine:2"}
+    world.missing_images.clear()
+    world.run(100, until=world.all_serving)
+    assert world.images("a") == {"engine:2"}
 
 
 def test_the_draining_mark_is_gone_after_the_roll() -> None:

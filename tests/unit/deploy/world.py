@@ -233,6 +233,10 @@ class World:
         clusters = [name for plural, _, name in self.objects if plural == LLMCLUSTER.plural]
         return all(self.ready(name) and self.reason(name) == "Serving" for name in clusters)
 
+    def all_ready(self, name: str) -> bool:
+        """Every pod of the instance is ready, whatever the operator has made of it."""
+        return all(condition_of(pod, "Ready") == "True" for pod in self.pods(name))
+
     def restarts(self, name: str) -> int:
         return int((self.cluster(name).get("status") or {}).get("restarts", 0))
 
@@ -252,8 +256,12 @@ class World:
     # Faults.
 
     def kill(self, name: str, rank: int, code: int = 137) -> None:
-        """A container dies; the kubelet starts it again in place."""
-        self.end_container(self.pod(name, rank), code)
+        """A container dies; the kubelet starts it again in place, unless its pod is leaving."""
+        pod = self.pod(name, rank)
+        if pod["metadata"].get("deletionTimestamp"):
+            self.drop(pod)
+        else:
+            self.end_container(pod, code)
 
     def kill_pod(self, name: str, rank: int) -> None:
         """A pod is gone at once, as after a forced delete."""

@@ -52,8 +52,13 @@ def revision_name(identity: Identity, template_hash: str) -> str:
     return f"{identity.name}-{template_hash}"
 
 
-def build_revision(identity: Identity, template_hash: str, template: Mapping[str, Any]) -> dict[str, Any]:
-    """The last good template, owned by the LLMCluster, so that hand-deleting the StatefulSet does not lose it."""
+def build_revision(
+    identity: Identity, template_hash: str, template: Mapping[str, Any], *, generation: int
+) -> dict[str, Any]:
+    """The last good template, owned by the LLMCluster, so that hand-deleting the StatefulSet does not lose it.
+
+    The generation of the spec that it served for orders revisions: a template that came back keeps its old age.
+    """
     metadata = object_metadata(identity, revision_name(identity, template_hash))
     metadata["labels"][names.APP_COMPONENT_LABEL] = REVISION_COMPONENT
     return {
@@ -61,5 +66,5 @@ def build_revision(identity: Identity, template_hash: str, template: Mapping[str
         "kind": "ControllerRevision",
         "metadata": metadata,
         "data": {TEMPLATE_KEY: template},
-        "revision": 1,
+        "revision": generation,
     }
