@@ -76,8 +76,8 @@ bench-operator: setup ## 100, 300 and 1,000 instances on a real apiserver: secon
 	@.venv/bin/python tests/benchmarks/operator_scale.py
 
 .PHONY: bench-router
-bench-router: setup ## Router CPU per request and per streamed chunk, beside nginx in the same run
-	@.venv/bin/python tests/benchmarks/router_cpu.py
+bench-router: setup ## Router CPU per request, streamed chunk and P/D flow, beside nginx, HAProxy, Envoy and the LLM routers
+	@.venv/bin/python tests/benchmarks/router
 
 .PHONY: cluster-up cluster-down
 cluster-up: ## Start the local cluster
