@@ -74,6 +74,14 @@ class Router:
         if not backend.listed and not backend.in_flight:
             self.fleet.forget_idle()
 
+    def account(self, record: Exchange, outcome: str) -> None:
+        """A request is over: count it. The exchange itself is the record."""
+        stats = record.stats
+        stats.in_flight -= 1
+        stats.requests[(record.answer.status, outcome)] += 1
+        if outcome == "complete":
+            stats.duration.observe(record.last - record.started)
+
     def pool(self, model: str) -> ModelPool:
         """Return the pool of a served model."""
         if not self.loaded:
