@@ -20,7 +20,8 @@ MODEL_IMAGE_MOUNT: Final = "/model-image"
 MODEL_CLAIM_MOUNT: Final = "/model-claim"
 
 # Flags the operator sets, with their aliases; vLLM's parser also takes any prefix of them, underscores for dashes,
-# a dotted key after them, and `--no-` before the switches. The CRD refuses the same list.
+# a dotted key after them, and `--no-` before the switches. Short forms go by their prefixes too (`-t` is `-tp`), and
+# one of a single letter may have its value behind it. The CRD refuses the same.
 OWNED_FLAGS: Final = (
     "tensor-parallel-size",
     "pipeline-parallel-size",
@@ -68,15 +69,7 @@ OWNED_FLAGS: Final = (
 )
 OWNED_SHORT: Final = ("tp", "pp", "dp", "pcp", "n", "r", "q", "sc")
 NEGATABLE: Final = frozenset(
-    {
-        "headless",
-        "grpc",
-        "enforce-eager",
-        "enable-prefix-caching",
-        "enable-chunked-prefill",
-        "trust-remote-code",
-        "enable-lora",
-    }
+    {"enforce-eager", "enable-prefix-caching", "enable-chunked-prefill", "trust-remote-code", "enable-lora"}
 )
 # Engine connectors that send and receive whatever the instance's role.
 TWO_WAY_CONNECTORS: Final = frozenset({"MultiConnector", "OffloadingConnector"})
@@ -88,9 +81,7 @@ def owned_flag(argument: str) -> str | None:
     if name.startswith("--") and len(name) > 2:
         return next((flag for flag in spellings() if flag.startswith(name)), None)
     if name.startswith("-") and len(name) > 1:
-        return next(
-            (f"-{flag}" for flag in OWNED_SHORT if name == f"-{flag}" or (len(flag) == 1 and name[1] == flag)), None
-        )
+        return next((f"-{flag}" for flag in OWNED_SHORT if flag.startswith(name[1:]) or flag == name[1]), None)
     return None
 
 
