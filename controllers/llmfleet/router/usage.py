@@ -1,0 +1,111 @@
+"""What a request used, and the one line that is written about it.
+
+In: an answer's usage object, or the bytes that hold one, or sizes when there is none. Out: tokens, and the access-log
+line. OpenAI's and Anthropic's words are read alike. It never sees a prompt or a key, and a line holds nothing that a
+client wrote.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+BYTES_PER_TOKEN: Final = 4  # of English text; only for what no engine counted
+_WINDOW: Final = 1024  # of an answer, from where its usage begins
+_COUNTS: Final = re.compile(
+    rb'"(?:(?:prompt|input|cache_(?:read|creation)_input)(_tokens)|(?:completion|output)_tokens)":\s*(\d{1,15})'
+)
+_PROMPT_KEYS: Final = ("prompt_tokens", "input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+
+
+class Usage(NamedTuple):
+    """Tokens of one request."""
+
+    prompt: int = 0
+    completion: int = 0
+    exact: bool = False  # an engine counted them
+
+
+def read(value: object) -> Usage | None:
+    """Read a usage object; Anthropic counts cached input apart."""
+    if not isinstance(value, dict):
+        return None
+    prompt = sum(map(_count, map(value.get, _PROMPT_KEYS)))
+    completion = _count(value.get("completion_tokens")) or _count(value.get("output_tokens"))
+    return Usage(prompt, completion, True) if prompt or completion else None
+
+
+def find(answer: bytes) -> Usage | None:
+    """Find the usage in a unary answer without reading the rest: quotes inside an answer's text are escaped."""
+    start = answer.rfind(b'"usage"')
+    if start < 0:
+        return None
+    prompt = completion = 0
+    for is_prompt, count in _COUNTS.findall(answer, start, start + _WINDOW):
+        if is_prompt:
+            prompt += int(count)
+        else:
+            completion = completion or int(count)
+    return Usage(prompt, completion, True) if prompt or completion else None
+
+
+def estimate(size: int, answered: int = 0) -> Usage:
+    """Estimate what nobody counted: from the bytes of the request and the tokens that went to the client."""
+    return Usage(max(1, size // BYTES_PER_TOKEN), answered, False)
+
+
+def merge(before: Usage | None, now: Usage) -> Usage:
+    """Join what a stream says in pieces: counts only grow."""
+    if before is None:
+        return now
+    return Usage(max(before.prompt, now.prompt), max(before.completion, now.completion), True)
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and 0 <= value < 10**15 else 0
+
+
+class Record(NamedTuple):
+    """A request that is over, as the access log tells it. Times in seconds."""
+
+    request_id: str
+    tenant: str
+    model: str
+    route: str
+    status: int
+    outcome: str
+    reason: str
+    attempts: int
+    instance: str
+    queued: float
+    ttft: float | None
+    duration: float
+    usage: Usage | None
+
+
+def line(record: Record, time: str) -> bytes:
+    """Write the access-log line; `time` is when the request was over, in RFC 3339."""
+    used = record.usage
+    return orjson.dumps(
+        {
+            "time": time,
+            "requestId": record.request_id,
+            "tenant": record.tenant,
+            "model": record.model,
+            "route": record.route,
+            "status": record.status,
+            "outcome": record.outcome,
+            "reason": record.reason,
+            "attempts": record.attempts,
+            "llmcluster": record.instance,
+            "queuedMs": round(record.queued * 1000),
+            "ttftMs": None if record.ttft is None else round(record.ttft * 1000, 1),
+            "durationMs": round(record.duration * 1000, 1),
+            "promptTokens": used.prompt if used else None,
+            "completionTokens": used.completion if used else None,
+            "usage": "none" if used is None else "exact" if used.exact else "estimated",
+        },
+        option=orjson.OPT_APPEND_NEWLINE,
+    )
