@@ -201,6 +201,9 @@ def recorded(name: str) -> tuple[bytes, list[bytes]]:
     return head + b"\r\n\r\n", [event + b"\n\n" for event in payload.split(b"\n\n") if event]
 
 
+WITH_USAGE = {"stream_options": {"include_usage": True}}
+
+
 @pytest.mark.parametrize(
     ("name", "path"),
     [("vllm_0.32_chat.http", "/v1/chat/completions"), ("vllm_0.32_completions.http", "/v1/completions")],
@@ -211,8 +214,10 @@ async def test_recorded_vllm_streams_are_relayed_byte_for_byte_in_any_pieces(nam
     raw = head + b"".join(b"%x\r\n%b\r\n" % (len(e), e) for e in sent) + b"0\r\n\r\n"
     for size in (1, 7, 100, 1000, len(raw)):
         async with Bed(play(*(raw[i : i + size] for i in range(0, len(raw), size)))) as bed:
-            answer = await bed.ask(STREAM, path=path)
+            answer = await bed.ask(STREAM | WITH_USAGE, path=path)
             assert (answer.ended, answer.body) == ("whole", b"".join(sent))
+            unasked = await bed.ask(STREAM, path=path)
+            assert (unasked.ended, unasked.events) == ("whole", [e for e in sent if b'"choices":[]' not in e])
             assert answer.headers["server"] == "uvicorn" and answer.headers["vary"] == "Origin"
 
 
@@ -233,7 +238,8 @@ async def test_a_stream_cut_at_any_byte_is_never_a_silent_success():
     async with Bed() as bed:
 
         async def one(offset: int) -> None:
-            answer = await bed.ask({"model": "m", "prompt": "x", "stream": True}, path="/v1/completions")
+            request = {"model": "m", "prompt": "x", "stream": True} | WITH_USAGE
+            answer = await bed.ask(request, path="/v1/completions")
             if answer.status == 200 and answer.ended == "whole":
                 assert answer.body == whole, offset
             elif answer.status == 200:

@@ -14,11 +14,12 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 
 import orjson
 
-from llmfleet.router import errors, http1
+from llmfleet.router import errors, http1, usage
 from llmfleet.router.errors import Code, Refusal
 from llmfleet.router.limits import Settings
 from llmfleet.router.policy import Route
 from llmfleet.router.sse import EventTooLong, Scanner
+from llmfleet.router.usage import Usage
 
 RETRYABLE: Final = frozenset({500, 503})  # a draining or failing engine; never 429
 CHUNKED: Final = b"\r\ntransfer-encoding: chunked"
@@ -91,6 +92,7 @@ class Answer:
     __slots__ = (
         "_choices",
         "_chunked",
+        "_drops_usage",
         "_held",
         "_held_size",
         "_keep_alive",
@@ -99,6 +101,8 @@ class Answer:
         "_router",
         "_scanner",
         "_streams",
+        "_tail",
+        "_told",
         "_version_10",
         "stage",
         "status",
@@ -115,8 +119,12 @@ class Answer:
         streams: bool,
         keep_alive: bool,
         version_10: bool,
+        drops_usage: bool = False,
     ) -> None:
         self._router, self._route, self._request_id = router, route, request_id
+        self._drops_usage = drops_usage
+        self._told: Usage | None = None  # by a unary answer
+        self._tail = b""  # of an answer too large to hold: its usage comes last
         self._choices, self._streams = choices, streams
         self._keep_alive, self._version_10 = keep_alive, version_10
         self._chunked = False
@@ -196,7 +204,9 @@ class Answer:
         elif status == 200 and reader.events:
             self.stage = EVENTS
             limit = self._router.settings.limits.max_event_bytes
-            self._scanner = Scanner(self._route.dialect, expected=self._choices, max_event=limit)
+            self._scanner = Scanner(
+                self._route.dialect, expected=self._choices, max_event=limit, drops_usage=self._drops_usage
+            )
         elif (status == 200 and self._streams) or 200 < status < 400:
             # SDKs read a stream that is none, an empty answer and a redirect as an answer without a word.
             self._again("not_an_answer", f"status {status}, a stream was asked for: {self._streams}")
@@ -305,6 +315,8 @@ class Answer:
             return b""
         keep_alive = self._keep_alive and not self._router.draining
         framing = None if reader.sized else b"\r\ncontent-length: %d" % len(body)
+        if status == 200:
+            self._told = usage.find(body)
         self.verdict = self._whole(status, keep_alive)
         return http1.answer_head(reader, self._request_id, framing, keep_alive) + body
 
@@ -322,9 +334,11 @@ class Answer:
 
     def _pass(self, reader: http1.ResponseReader) -> bytes:
         piece = reader.take_body()
+        self._tail = (self._tail + piece[-usage.WINDOW :])[-usage.WINDOW :]
         if piece and self._chunked:
             piece = http1.chunk(piece)
         if reader.complete:
+            self._told = usage.find(self._tail)
             self.verdict = self._whole(self.status, self._keep_alive)
             if self._chunked:
                 piece += http1.LAST_CHUNK
@@ -333,6 +347,14 @@ class Answer:
     def _whole(self, status: int, keep_alive: bool) -> Ended:
         failed = status >= 500
         return Ended("failed" if failed else "complete", failed, keep_alive)
+
+    def used(self, size: int) -> Usage:
+        """Return what the answer used as far as it came; `size` is the request's, for what no engine counted."""
+        scanner = self._scanner
+        counted = self._told if scanner is None else scanner.usage
+        if counted is not None and (scanner is None or scanner.terminal):
+            return counted
+        return usage.estimate(size, 0 if scanner is None else scanner.tokens(), counted)
 
     # ---- the router's own words ----
 

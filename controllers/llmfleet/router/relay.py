@@ -204,7 +204,9 @@ class Exchange(Attempt):
     ) -> None:
         super().__init__(router, pool, route.path, fields, request_id, admitted.body)
         self._client, self.route, self.stats = client, route, stats
-        self.answer = Answer(router, route, request_id, admitted.choices, admitted.streams, keep_alive, version_10)
+        self.answer = Answer(
+            router, route, request_id, admitted.choices, admitted.streams, keep_alive, version_10, admitted.drops_usage
+        )
         self.started = self.last = now
         self.engine: Backend | None = None  # the last that was asked
         self._ttft_seen = False

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 BYTES_PER_TOKEN: Final = 4  # of English text; only for what no engine counted
-_WINDOW: Final = 1024  # of an answer, from where its usage begins
+WINDOW: Final = 1024  # of an answer, from where its usage begins
 _COUNTS: Final = re.compile(
     rb'"(?:(?:prompt|input|cache_(?:read|creation)_input)(_tokens)|(?:completion|output)_tokens)":\s*(\d{1,15})'
 )
@@ -43,7 +43,7 @@ def find(answer: bytes) -> Usage | None:
     if start < 0:
         return None
     prompt = completion = 0
-    for is_prompt, count in _COUNTS.findall(answer, start, start + _WINDOW):
+    for is_prompt, count in _COUNTS.findall(answer, start, start + WINDOW):
         if is_prompt:
             prompt += int(count)
         else:
@@ -51,9 +51,10 @@ def find(answer: bytes) -> Usage | None:
     return Usage(prompt, completion, True) if prompt or completion else None
 
 
-def estimate(size: int, answered: int = 0) -> Usage:
-    """Estimate what nobody counted: from the bytes of the request and the tokens that went to the client."""
-    return Usage(max(1, size // BYTES_PER_TOKEN), answered, False)
+def estimate(size: int, answered: int = 0, counted: Usage | None = None) -> Usage:
+    """Estimate what nobody counted to its end: from bytes, tokens streamed, and what was said on the way."""
+    prompt = counted.prompt if counted is not None and counted.prompt else max(1, size // BYTES_PER_TOKEN)
+    return Usage(prompt, max(answered, counted.completion if counted is not None else 0), False)
 
 
 def merge(before: Usage | None, now: Usage) -> Usage:
