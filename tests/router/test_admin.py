@@ -91,6 +91,7 @@ async def test_the_fleet_view_names_generation_pod_and_every_engine():
             "instance": "e1",
             "address": bed.engines[1].address,
             "podUID": "uid-e1",
+            "role": "both",
             "inFlight": 0,
             "slots": 256,
             "tier": 1,

@@ -131,12 +131,37 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BypassPrefill:
+    """Prompts that are prefilled where they are decoded."""
+
+    min_prompt_tokens: int = setting(0, 0, 1 << 30)
+    min_prefix_hit: float = setting(0.0, 0, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disaggregation:
+    """How requests of a model with prefill and decode engines are split."""
+
+    max_prefills_in_flight_per_decode: int = setting(16, 1, 100_000)
+    max_waiting: int = setting(100, 0, 100_000)
+    max_handoffs_per_prefill: int = setting(256, 1, 1_000_000)
+    kv_lease_seconds: float = setting(30, 0.1, 86400)
+    kv_timeout_seconds: float = setting(5, 0.05, 3600)
+    kv_timeout_microseconds_per_token: float = setting(100.0, 0, 1_000_000)
+    fallback: str = word("prefillOnDecode", among=("prefillOnDecode", "none"))
+    bypass_prefill: BypassPrefill = field(default=BypassPrefill(), metadata={"section": BypassPrefill})
+    breaker_failures: int = setting(3, 1, 1000)
+    breaker_seconds: float = setting(5, 0.05, 3600)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     drain: Drain = Drain()
     redis: Redis = Redis()
     queue: Queue = Queue()
+    disaggregation: Disaggregation = Disaggregation()
     body: Body = Body()
     access_log: AccessLog = AccessLog()
     classes: Mapping[str, int] = field(default_factory=lambda: {"high": -10, "standard": 0, "low": 10})
@@ -160,6 +185,7 @@ SECTIONS: Final[dict[str, Any]] = {
     "drain": Drain,
     "redis": Redis,
     "queue": Queue,
+    "disaggregation": Disaggregation,
     "body": Body,
     "access_log": AccessLog,
 }
@@ -229,6 +255,8 @@ def _section(kind: Any, raw: object, path: str) -> Any:
 def _value(value: object, spec: Any, path: str) -> Any:
     if spec.name == "classes":
         return _classes(value, path)
+    if "section" in spec.metadata:
+        return _section(spec.metadata["section"], value, path)
     if "switch" in spec.metadata:
         if not isinstance(value, bool):
             raise SettingsError(f"{path}: {value!r} is not true or false")

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from llmfleet.api.document import Document, Endpoint, ModelState, Role, State
+from llmfleet.api.document import Document, Endpoint, Model, ModelState, Role, State
+from llmfleet.router.disagg.ledger import Breaker, Ledger
 
 
 class Backend:
@@ -18,16 +19,20 @@ class Backend:
 
     __slots__ = (
         "address",
+        "arriving",
+        "breaker",
         "failures",
         "host",
         "host_field",
         "idle",
         "in_flight",
         "instance",
+        "ledger",
         "listed",
         "picks",
         "pod_uid",
         "port",
+        "revision",
         "role",
         "slots",
         "ttft_count",
@@ -47,12 +52,16 @@ class Backend:
         self.ttft_count = 0
         self.ttft_sum = 0.0
         self.idle: list[Any] = []  # kept connections, the most recent last; the relay owns what is in it
+        self.arriving = 0  # prompts whose KV is on its way here, from the choice of this engine to their first event
+        self.ledger = Ledger()
+        self.breaker = Breaker()
         self.update(endpoint)
 
     def update(self, endpoint: Endpoint) -> None:
         """Take over what a new document says of the same engine."""
         self.instance = endpoint.instance
         self.role = endpoint.role
+        self.revision = endpoint.engine_revision
         self.slots = endpoint.slots
         self.listed = True
 
@@ -70,14 +79,12 @@ class Candidate:
         self.turn = turn
 
 
-class ModelPool:
-    """The candidates of one model and the clock of their turns."""
+class Group:
+    """The candidates of one model and one role, and the clock of their turns."""
 
-    __slots__ = ("candidates", "clock", "name", "open", "state")
+    __slots__ = ("candidates", "clock", "open")
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.state = ModelState.SERVING
+    def __init__(self) -> None:
         self.candidates: list[Candidate] = []
         self.open: list[Candidate] = []  # those that take new requests, free or not
         self.clock = 0.0
@@ -87,7 +94,29 @@ class ModelPool:
         self.candidates, self.open = [], []
 
 
-def pick(pool: ModelPool, avoid: Backend | None = None) -> Backend | None:
+class ModelPool(Group):
+    """The candidates of one model: here those that serve a request alone, and those that share one."""
+
+    __slots__ = ("decode", "name", "prefill", "state")
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.state = ModelState.SERVING
+        self.prefill = Group()
+        self.decode = Group()
+
+    def groups(self) -> tuple[Group, Group, Group]:
+        """Return every group."""
+        return self, self.prefill, self.decode
+
+    @property
+    def disaggregated(self) -> bool:
+        """Whether requests may be split; without a prefill engine decode engines serve alone, or nobody does."""
+        return bool(self.prefill.candidates or self.decode.candidates)
+
+
+def pick(pool: Group, avoid: Backend | None = None, among: list[Candidate] | None = None) -> Backend | None:
     """Return the engine for the next request and count its turn, or None when no slot is free.
 
     Lowest tier first, then least in-flight per weight, then whose turn it is. Turns advance by 1/weight, so idle
@@ -96,7 +125,7 @@ def pick(pool: ModelPool, avoid: Backend | None = None) -> Backend | None:
     best: Candidate | None = None
     best_tier, best_load, best_turn = 0, 0.0, 0.0
     clock = pool.clock
-    for candidate in pool.open:
+    for candidate in pool.open if among is None else among:
         backend = candidate.backend
         busy = backend.in_flight
         if busy >= backend.slots or backend is avoid:
@@ -136,7 +165,8 @@ class Fleet:
             backend.listed = False
         for pool in self.models.values():
             if pool.name not in document.models:
-                pool.close()
+                for group in pool.groups():
+                    group.close()
         self.models = {name: self._pool(name, document) for name in document.models}
         self.generation = document.generation
         gone = [backend for backend in before.values() if not backend.listed]
@@ -150,16 +180,19 @@ class Fleet:
     def _pool(self, name: str, document: Document) -> ModelPool:
         model = document.models[name]
         pool = self.models.get(name) or ModelPool(name)
-        turns = {(c.backend.pod_uid, c.backend.address): c.turn for c in pool.candidates}
         pool.state = model.state
-        pool.candidates = [
-            Candidate(self._backend(e), e, turns.get((e.pod_uid, e.address), pool.clock))
-            for e in model.endpoints
-            # A prefill or decode engine cannot serve a request alone.
-            if e.role is Role.BOTH
-        ]
-        pool.open = [c for c in pool.candidates if c.weight and not c.draining]
+        for group, role in zip(pool.groups(), (Role.BOTH, Role.PREFILL, Role.DECODE), strict=True):
+            self._fill(group, model, role)
         return pool
+
+    def _fill(self, group: Group, model: Model, role: Role) -> None:
+        turns = {(c.backend.pod_uid, c.backend.address): c.turn for c in group.candidates}
+        group.candidates = [
+            Candidate(self._backend(e), e, turns.get((e.pod_uid, e.address), group.clock))
+            for e in model.endpoints
+            if e.role is role
+        ]
+        group.open = [c for c in group.candidates if c.weight and not c.draining]
 
     def _backend(self, endpoint: Endpoint) -> Backend:
         key = (endpoint.pod_uid, endpoint.address)
@@ -180,11 +213,12 @@ def view(fleet: Fleet) -> Mapping[str, Any]:
 
 
 def _model_view(pool: ModelPool) -> dict[str, Any]:
-    engines = [(c, c.backend) for c in pool.candidates]
+    engines = [(c, c.backend) for group in pool.groups() for c in group.candidates]
+    serving = [(c, b) for c, b in engines if b.role is not Role.PREFILL]  # a prefill is part of a request counted there
     return {
         "state": str(pool.state),
-        "inFlight": sum(b.in_flight for _, b in engines),
-        "slots": sum(b.slots for c, b in engines if not c.draining and c.weight),
+        "inFlight": sum(b.in_flight for _, b in serving),
+        "slots": sum(b.slots for c, b in serving if not c.draining and c.weight),
         "endpoints": [
             _backend_view(b)
             | {"tier": c.tier, "weight": c.weight, "state": str(State.DRAINING if c.draining else State.READY)}
@@ -198,6 +232,7 @@ def _backend_view(backend: Backend) -> dict[str, Any]:
         "instance": backend.instance,
         "address": backend.address,
         "podUID": backend.pod_uid,
+        "role": str(backend.role),
         "inFlight": backend.in_flight,
         "slots": backend.slots,
     }

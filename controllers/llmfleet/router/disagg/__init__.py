@@ -1,0 +1,1 @@
+"""Requests that one engine prefills and another decodes."""
