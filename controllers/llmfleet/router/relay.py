@@ -217,12 +217,16 @@ class Exchange(Attempt):
 
     def start(self) -> None:
         """Send the request to an engine, or refuse it when no slot is free."""
-        backend = pick(self.pool)
+        backend = self._choose()
         if backend is None:
             # A waiting request would be parked here and started again from `Services.released`.
             self._refuse(self._no_slot(), "refused")
         else:
             self._dispatch(backend)
+
+    def _choose(self) -> Backend | None:
+        """Return the engine for the first attempt."""
+        return pick(self.pool)
 
     def _dispatch(self, backend: Backend) -> None:
         """Send the request to an engine that was picked for it."""
@@ -240,9 +244,7 @@ class Exchange(Attempt):
         if self.attempts >= MAX_ATTEMPTS:
             return False
         failed = self._backend
-        other = pick(self.pool, avoid=failed)
-        if other is None and verdict.same_engine and failed is not None and failed.listed:
-            other = failed
+        other = self._other(verdict)
         if other is None:
             return False
         # A kept connection that had gone stale is nobody's failure: the same engine is asked again.
@@ -252,6 +254,14 @@ class Exchange(Attempt):
         # Kept connections of a second engine may be as stale as the first one's was.
         self._dispatch(other)
         return True
+
+    def _other(self, verdict: Again) -> Backend | None:
+        """Return the engine for another attempt."""
+        failed = self._backend
+        other = pick(self.pool, avoid=failed)
+        if other is None and verdict.same_engine and failed is not None and failed.listed:
+            other = failed
+        return other
 
     def unreachable(self, reason: str, detail: str) -> None:
         """There is no connection to the engine."""
