@@ -27,6 +27,8 @@ class ConditionType(StrEnum):
     PROGRESSING = "Progressing"
     DEGRADED = "Degraded"
     STALLED = "Stalled"
+    METRICS_AVAILABLE = "MetricsAvailable"
+    SCALING_ACTIVE = "ScalingActive"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

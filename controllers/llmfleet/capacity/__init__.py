@@ -1,0 +1,1 @@
+"""What one instance can do: step-time coefficients, and the load it carries within its objective."""

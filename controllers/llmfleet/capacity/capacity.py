@@ -1,0 +1,105 @@
+"""How much load one instance carries, from its step time and the objective.
+
+In: step-time coefficients, KV tokens, slots, targets. Out: `Capacity`, and how many instances a load needs. Load is
+seconds of step time asked for in a second: 1.0 keeps one instance busy without pause. With a share `rho` of its time
+sold, a step takes `a / (1 - rho)`, so the objective for the time per output token limits `rho` to `1 - a / TPOT`. It
+never looks at what is running.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from llmfleet.api.autoscaler import WorkBudget
+from llmfleet.api.types import Spec
+from llmfleet.capacity.profiles import FALLBACK, PROFILES, StepTime, find_profile
+
+LEAST_RHO: Final = 0.05
+"""An objective below one step's own time cannot be met; such a fleet still gets a finite size."""
+KV_SHARE: Final = 0.9
+LEARNED_LOW: Final = 0.5
+LEARNED_HIGH: Final = 2.0
+LEARNED_WIDE: Final = 8.0
+"""Without a measured profile the first guess may be far off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What one instance can do within its objective."""
+
+    steps: StepTime
+    kv_tokens: int
+    slots: int
+    tpot: float
+    known: bool
+    """False when the coefficients are a guess that learning has to correct."""
+
+    @property
+    def rho(self) -> float:
+        """Load of one instance at which its time per output token reaches the objective."""
+        return max(LEAST_RHO, 1 - self.steps.a / self.tpot)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """How requests look on average, and how many come."""
+
+    requests: float = 0.0
+    """Per second."""
+    prompt: float = 0.0
+    """Tokens that had to be computed, per request."""
+    output: float = 0.0
+
+    @property
+    def context(self) -> float:
+        """Tokens a request holds on average while it is answered."""
+        return self.prompt + self.output / 2
+
+
+def build_capacity(spec: Spec, budget: WorkBudget) -> Capacity:
+    """Capacity before anything was learned: what is written, else the profile, else a guess."""
+    written, profile = budget.capacity, find_profile(budget.capacity.profile)
+    base = profile or PROFILES[FALLBACK]
+    coefficients = written.coefficients
+    steps = StepTime(
+        a=float(coefficients.a or base.steps.a),
+        b=float(coefficients.b or base.steps.b),
+        c=float(coefficients.c or base.steps.c),
+        d=float(coefficients.d or base.steps.d),
+    )
+    given = bool(coefficients.a and (coefficients.b or coefficients.c or coefficients.d))
+    return Capacity(
+        steps=steps,
+        kv_tokens=written.kv_tokens or (profile.kv_tokens if profile else 0),
+        slots=spec.slots,
+        tpot=float(budget.slo.tpot_seconds),
+        known=given or profile is not None,
+    )
+
+
+def scaled(capacity: Capacity, *, a: float, work: float, kv_tokens: int = 0) -> Capacity:
+    """The capacity with learned factors on `a` and on the other coefficients, and the engines' own KV size."""
+    steps = capacity.steps
+    learned = StepTime(a=steps.a * a, b=steps.b * work, c=steps.c * work, d=steps.d * work)
+    return replace(capacity, steps=learned, kv_tokens=capacity.kv_tokens or kv_tokens)
+
+
+def instances_for(load: float, shape: Shape, capacity: Capacity) -> float:
+    """Instances that carry this load: compute, memory and slots; the tightest counts. Not rounded."""
+    return max(load / capacity.rho, for_memory(load, shape, capacity), for_slots(load, shape, capacity))
+
+
+def for_memory(load: float, shape: Shape, capacity: Capacity) -> float:
+    """Instances whose KV cache holds all requests that are answered at once at the objective's pace."""
+    if not capacity.kv_tokens:
+        return 0.0
+    at_once = shape.requests * shape.output * capacity.tpot
+    return at_once * shape.context / (KV_SHARE * capacity.kv_tokens)
+
+
+def for_slots(load: float, shape: Shape, capacity: Capacity) -> float:
+    """Instances whose slots hold them; a small model runs out of slots long before it runs out of time."""
+    steps = capacity.steps.a / max(1 - capacity.rho, 1e-6)
+    at_once = shape.requests * shape.output * min(steps, capacity.tpot)
+    return at_once / capacity.slots

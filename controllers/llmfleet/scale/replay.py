@@ -1,0 +1,134 @@
+"""One step of an autoscaler: what was seen becomes decisions. The controller, the simulator and the tests all call it.
+
+In: the spec, the fleets by role, what was seen of each, memories, `now` in seconds since the epoch. Out: decisions by
+role and new memories. The same inputs give the same bytes, whoever calls: a recorded day can be replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from llmfleet.api.autoscaler import AutoscalerSpec, RoleFleet
+from llmfleet.api.reasons import DecisionReason as Why
+from llmfleet.api.types import Role
+from llmfleet.capacity.capacity import Capacity
+from llmfleet.scale import ratio
+from llmfleet.scale.decide import Decision, decide
+from llmfleet.scale.fleet import Fleet
+from llmfleet.scale.forecast import adapt, forecast
+from llmfleet.scale.look import View, look
+from llmfleet.scale.memory import Memory, begin
+from llmfleet.scale.propose import lead_of, propose
+from llmfleet.scale.signals import Evidence, Observation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What one step decided, what it saw, and what it will remember."""
+
+    decisions: Mapping[Role, Decision]
+    views: Mapping[Role, View]
+    memories: Mapping[Role, Memory]
+    ready_may_go: Mapping[Role, int]
+    """Most ready instances of a role that may be deleted now; a role that is not in it has no such limit."""
+
+
+def step(
+    spec: AutoscalerSpec,
+    fleets: Mapping[Role, Fleet],
+    seen: Mapping[Role, Observation],
+    capacities: Mapping[Role, Capacity],
+    memories: Mapping[Role, Memory],
+    now: float,
+) -> Step:
+    """Decide once for every fleet of a spec."""
+    decisions: dict[Role, Decision] = {}
+    views: dict[Role, View] = {}
+    kept: dict[Role, Memory] = {}
+    for role, rules in spec.fleets().items():
+        memory = memories.get(role) or begin(now)
+        decisions[role], views[role], kept[role] = step_role(
+            spec, rules, fleets[role], seen[role], capacities[role], memory, now
+        )
+    if Role.PREFILL in decisions:
+        decisions = in_proportion(spec, fleets, decisions)
+    if spec.dry_run:
+        decisions = {role: only_said(decision) for role, decision in decisions.items()}
+    return Step(decisions=decisions, views=views, memories=kept, ready_may_go=spare(spec, fleets))
+
+
+def step_role(
+    spec: AutoscalerSpec,
+    rules: RoleFleet,
+    fleet: Fleet,
+    seen: Observation,
+    capacity: Capacity,
+    memory: Memory,
+    now: float,
+) -> tuple[Decision, View, Memory]:
+    """Look, learn whether there was enough, propose, decide."""
+    window = max([float(rule.window_seconds) for rule in rules.metrics], default=0.0)
+    memory, view = look(
+        memory,
+        seen,
+        role=fleet.role,
+        capacity=capacity,
+        now=now,
+        lead=lead_of(spec, fleet),
+        window=window,
+        keep=float(spec.work_budget.forecast.lookback_seconds),
+    )
+    if view.evidence is not Evidence.LOWER_BOUND and fleet.ready:
+        missed = view.load > fleet.ready * view.capacity.rho
+        memory = adapt(memory, missed=missed, budget=float(spec.work_budget.slo.error_budget))
+    proposal = propose(spec, rules.metrics, fleet, memory, view)
+    decision, memory = decide(spec, rules, fleet, proposal, memory, view)
+    return decision, view, memory
+
+
+def in_proportion(
+    spec: AutoscalerSpec, fleets: Mapping[Role, Fleet], decisions: Mapping[Role, Decision]
+) -> dict[Role, Decision]:
+    """Both decisions within the ratio, and prefill no further than decode is ready for."""
+    if spec.paused:
+        return dict(decisions)
+    most, decode_rules = spec.coordination.max_prefill_per_decode, spec.fleets()[Role.DECODE]
+    prefill, decode = ratio.coordinate(decisions[Role.PREFILL], decisions[Role.DECODE], decode_rules, most)
+    have = fleets[Role.PREFILL].size
+    allowed = max(have, ratio.prefill_allowed(fleets[Role.DECODE], most))
+    if prefill.instances > allowed:
+        ready = fleets[Role.DECODE].ready
+        message = (
+            f"{allowed} until more than {ready} decode instances are ready (at most {most} to 1); {prefill.message}"
+        )
+        prefill = replace(prefill, instances=allowed, reason=Why.RATIO_HELD_PREFILL, message=message)
+    return {Role.PREFILL: prefill, Role.DECODE: decode}
+
+
+def spare(spec: AutoscalerSpec, fleets: Mapping[Role, Fleet]) -> dict[Role, int]:
+    """How many ready decode instances may go without breaking the ratio now."""
+    if Role.DECODE not in fleets:
+        return {}
+    most = spec.coordination.max_prefill_per_decode
+    return {Role.DECODE: ratio.decode_spare(fleets[Role.PREFILL], fleets[Role.DECODE], most)}
+
+
+def only_said(decision: Decision) -> Decision:
+    """A decision that nobody will carry out."""
+    return replace(decision, reason=Why.DRY_RUN, message=f"would be {decision.reason}: {decision.message}")
+
+
+def acted(memory: Memory, *, grew: bool, shrank: bool, now: float) -> Memory:
+    """The memory after a plan was carried out: cooldowns count from here."""
+    return replace(
+        memory,
+        scaled_up=now if grew else memory.scaled_up,
+        scaled_down=now if shrank else memory.scaled_down,
+    )
+
+
+def headroom(memory: Memory, now: float) -> tuple[float, float]:
+    """Base and headroom of the present forecast, for people."""
+    found = forecast(memory, now)
+    return found.base, found.headroom

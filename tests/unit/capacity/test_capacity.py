@@ -1,0 +1,92 @@
+"""What one instance carries, and what is learned about it."""
+
+from __future__ import annotations
+
+import pytest
+
+from crds.crd_objects import shape
+from llmfleet.api.autoscaler import CapacitySpec, Coefficients, Slo, WorkBudget
+from llmfleet.api.parse import parse_spec
+from llmfleet.capacity.capacity import LEARNED_HIGH, LEARNED_LOW, Shape, build_capacity, instances_for
+from llmfleet.capacity.profiles import FALLBACK, PROFILES
+from llmfleet.scale.learn import learn
+from llmfleet.scale.memory import Learned
+from llmfleet.scale.work import Rates
+
+SPEC = parse_spec(shape())
+LLAMA = WorkBudget(capacity=CapacitySpec(profile="llama-70b-fp8-h100-tp8"))
+
+
+def test_a_profile_limits_the_share_of_time_that_may_be_sold() -> None:
+    capacity = build_capacity(SPEC, LLAMA)
+    assert capacity.known
+    assert capacity.rho == pytest.approx(1 - 8.82 / 50)
+    assert instances_for(1.0, Shape(), capacity) == pytest.approx(1 / capacity.rho)
+
+
+def test_what_is_written_wins_over_the_profile() -> None:
+    written = CapacitySpec(profile="llama-70b-fp8-h100-tp8", coefficients=Coefficients(a="0.02"), kv_tokens=7)
+    capacity = build_capacity(SPEC, WorkBudget(capacity=written))
+    assert (capacity.steps.a, capacity.steps.b) == (0.02, PROFILES["llama-70b-fp8-h100-tp8"].steps.b)
+    assert capacity.kv_tokens == 7
+
+
+def test_auto_is_a_guess_and_says_so() -> None:
+    capacity = build_capacity(SPEC, WorkBudget())
+    assert not capacity.known
+    assert capacity.steps == PROFILES[FALLBACK].steps
+
+
+def test_memory_and_slots_bind_before_time_where_requests_are_long_or_many() -> None:
+    capacity = build_capacity(SPEC, LLAMA)
+    long = Shape(requests=1.0, prompt=100_000, output=2000)
+    many = Shape(requests=100.0, prompt=10, output=500)
+    assert instances_for(0.1, long, capacity) > 5
+    assert instances_for(0.1, many, capacity) == pytest.approx(100 * 500 * 0.05 / 256)
+
+
+def test_an_objective_below_one_step_still_gives_a_finite_size() -> None:
+    capacity = build_capacity(SPEC, WorkBudget(slo=Slo(tpot_seconds=Slo().tpot_seconds / 100)))
+    assert instances_for(1.0, Shape(), capacity) == 20.0
+
+
+def test_work_of_a_request_counts_prompt_output_and_context() -> None:
+    steps = PROFILES["llama-70b-fp8-h100-tp8"].steps
+    assert steps.work(1000, 100) == pytest.approx(0.0298 + 0.0063 + 1.15e-8 * 100 * 1050)
+    assert steps.step(10, 512, 20_000) == pytest.approx(0.00882 + 0.00063 + 512 * 0.0298e-3 + 20_000 * 1.15e-8)
+
+
+def rates(factor_a: float, factor_work: float, batch: float) -> Rates:
+    """An engine of Llama's shape whose steps take so much longer than the table says."""
+    steps = PROFILES["llama-70b-fp8-h100-tp8"].steps
+    seconds = factor_a * steps.a + factor_work * steps.step(batch, batch * 20, 0) - factor_work * steps.a
+    pace = 1 / seconds
+    return Rates(
+        at=0.0,
+        prefill=batch * 20 * pace,
+        generated=batch * pace,
+        steps=pace,
+        itl_seconds=batch * pace * seconds,
+        itl_count=batch * pace,
+    )
+
+
+@pytest.mark.parametrize(
+    ("factor_a", "factor_work"), [(1.0, 1.0), (1.3, 1.0), (0.8, 1.0), (1.0, 1.3), (1.0, 0.7), (1.3, 1.3)]
+)
+def test_quiet_and_busy_looks_teach_both_factors(factor_a: float, factor_work: float) -> None:
+    capacity, learned = build_capacity(SPEC, LLAMA), Learned()
+    for _ in range(200):
+        learned = learn(learned, rates(factor_a, factor_work, 1), capacity, 15.0)
+        learned = learn(learned, rates(factor_a, factor_work, 60), capacity, 15.0)
+    assert learned.a == pytest.approx(factor_a, rel=0.05)
+    assert learned.work == pytest.approx(factor_work, rel=0.05)
+
+
+def test_learning_is_bounded_and_ignores_what_contradicts_the_table() -> None:
+    capacity, learned = build_capacity(SPEC, LLAMA), Learned()
+    for _ in range(500):
+        learned = learn(learned, rates(1.0, 3.0, 60), capacity, 15.0)
+    assert LEARNED_LOW <= learned.work <= LEARNED_HIGH
+    assert learn(Learned(), rates(1.0, 50.0, 60), capacity, 15.0) == Learned()
+    assert learn(Learned(), Rates(at=0.0), capacity, 15.0) == Learned()
