@@ -281,11 +281,12 @@ def _endpoint_families(endpoints: tuple[EndpointGauges, ...]) -> Iterator[Metric
 # Declared in a registry of their own and only when asked for, so that a router process does not export them.
 
 
-class OperatorMetrics:
-    """Every metric of an operator process."""
+class ControllerMetrics:
+    """What every process with controllers exports, under its component's name."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, component: str, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
+        self._component = component
         self.leader = self._gauge("leader", "1 while this process holds the lease.")
         self.writes = self._counter(
             "writes", "Writes sent to the apiserver, by resource, verb and HTTP code.", "resource", "verb", "code"
@@ -296,13 +297,28 @@ class OperatorMetrics:
         self.objects = self._gauge("cached_objects", "Objects held in memory.", "resource")
         self.queue = self._gauge("queue_depth", "Keys that wait for a worker.", "controller")
         self.passes = Histogram_(
-            "llmfleet_operator_reconcile_duration_seconds",
+            f"llmfleet_{component}_reconcile_duration_seconds",
             "Duration of one pass over one object.",
             ["controller"],
             registry=self.registry,
             buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
         )
         self.failures = self._counter("reconcile_failures", "Passes that failed, by error.", "controller", "error")
+        info = self._gauge("build_info", "1, with the version.", "version")
+        info.labels(VERSION).set(1)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter_:
+        return Counter_(f"llmfleet_{self._component}_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge_:
+        return Gauge_(f"llmfleet_{self._component}_{name}", text, labels, registry=self.registry)
+
+
+class OperatorMetrics(ControllerMetrics):
+    """Every metric of an operator process."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        super().__init__("operator", registry)
         self.publishes = Counter_(
             "llmfleet_route_publishes",
             "Backends documents written, by result: published, conflict, failed.",
@@ -321,14 +337,35 @@ class OperatorMetrics:
             ["namespace", "configmap"],
             registry=self.registry,
         )
-        info = self._gauge("build_info", "1, with the version.", "version")
-        info.labels(VERSION).set(1)
         # deploy/: the words are those of the Ready condition.
         self.instances = self._gauge("instances", "Instances, by the reason of their Ready condition.", "reason")
         self.transitions = self._counter("transitions", "Times an instance came to be in a state.", "reason")
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter_:
-        return Counter_(f"llmfleet_operator_{name}", text, labels, registry=self.registry)
 
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge_:
-        return Gauge_(f"llmfleet_operator_{name}", text, labels, registry=self.registry)
+# ======================================================================================================================
+# Autoscaler
+# ======================================================================================================================
+
+
+class AutoscalerMetrics(ControllerMetrics):
+    """Every metric of an autoscaler process. `fleet` is namespace/name of the LLMClusterAutoscaler."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        super().__init__("autoscaler", registry)
+        fleet = ("fleet", "role")
+        self.decisions = self._counter(
+            "decisions", "Decisions by what they do (grow, shrink, hold) and why.", *fleet, "decision", "reason"
+        )
+        self.desired = self._gauge("desired_instances", "Instances the last decision asks for.", *fleet)
+        self.current = self._gauge("current_instances", "Instances that exist.", *fleet)
+        self.ready = self._gauge("ready_instances", "Instances that are ready.", *fleet)
+        self.load = self._gauge("offered_load_instances", "Offered load over what one instance carries.", *fleet)
+        self.headroom = self._gauge("headroom_ratio", "Peak expected within a cold start, over the load now.", *fleet)
+        self.age = self._gauge("signal_age_seconds", "Age of the oldest figure behind the last decision.", *fleet)
+        self.scrapes = self._counter("scrapes", "Looks at engines, routers and Prometheus.", "target", "result")
+
+    def forget(self, fleet: str) -> None:
+        """A fleet is gone: its series go too."""
+        for family in (self.decisions, self.desired, self.current, self.ready, self.load, self.headroom, self.age):
+            for labels in [labels for labels in [*family._metrics] if labels[0] == fleet]:
+                family.remove(*labels)

@@ -24,7 +24,7 @@ from llmfleet.kube.pending import PendingKeys
 from llmfleet.kube.refs import Key, Kind, Manifest
 from llmfleet.kube.trim import Trim, trim_for
 from llmfleet.kube.watch.client import Cache, Reflector
-from llmfleet.telemetry import OperatorMetrics
+from llmfleet.telemetry import ControllerMetrics
 
 log = logging.getLogger(__name__)
 
@@ -144,12 +144,12 @@ class Manager:
         *,
         resync: timedelta = timedelta(seconds=30),
         workers: int = 1,
-        metrics: OperatorMetrics | None = None,
+        metrics: ControllerMetrics | None = None,
     ) -> None:
         self._api = api
         self._resync = resync.total_seconds()
         self._workers = workers
-        self._metrics = metrics or OperatorMetrics()
+        self._metrics = metrics or ControllerMetrics("operator")
         self._caches: dict[tuple[object, ...], Cache] = {}
         self._reflectors: list[Reflector] = []
         self._controllers: list[Controller] = []

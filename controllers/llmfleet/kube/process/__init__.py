@@ -1,0 +1,1 @@
+"""What every process with controllers is made of."""
