@@ -11,9 +11,9 @@ import logging
 import sys
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, cast
 
 from prometheus_client import CollectorRegistry
 from prometheus_client import Counter as Counter_
@@ -96,7 +96,7 @@ class Histogram:
 class ModelStats:
     """What happened to one model's requests in this process."""
 
-    __slots__ = ("duration", "in_flight", "refusals", "requests", "retries", "truncated", "ttft")
+    __slots__ = ("duration", "in_flight", "phases", "refusals", "requests", "retries", "truncated", "ttft", "ways")
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[int, str]] = Counter()  # by status and outcome
@@ -106,6 +106,14 @@ class ModelStats:
         self.in_flight = 0
         self.ttft = Histogram()
         self.duration = Histogram()
+        self.ways: Counter[str] = Counter()  # of a disaggregated model's requests
+        self.phases: dict[str, Histogram] = {}
+
+    def phase(self, name: str, seconds: float) -> None:
+        """Time one part of the time to first token of a split request."""
+        if name not in self.phases:
+            self.phases[name] = Histogram()
+        self.phases[name].observe(seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +138,7 @@ class RouterGauges:
     generation: int
     document_age_seconds: float
     endpoints: tuple[EndpointGauges, ...]
+    handoffs: tuple[HandoffGauges, ...] = ()
 
 
 class RouterMetrics:
@@ -156,6 +165,7 @@ class RouterMetrics:
         yield from self._counters()
         yield from self._histograms()
         yield from _endpoint_families(state.endpoints)
+        yield from _split_families(self._models.items(), state.handoffs)
         yield from self._process(state)
 
     def _counters(self) -> Iterator[Metric]:
@@ -272,6 +282,153 @@ def _endpoint_families(endpoints: tuple[EndpointGauges, ...]) -> Iterator[Metric
         failures.add_metric(key, sum(pod.failures for pod in pods))
         ttft.add_metric(key, sum(pod.ttft_count for pod in pods), sum(pod.ttft_sum for pod in pods))
     yield from (in_flight, slots, picks, failures, ttft)
+
+
+# ======================================================================================================================
+# Disaggregated models of the router
+# ======================================================================================================================
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandoffGauges:
+    """What one prefill engine owes at the moment of a scrape."""
+
+    llmcluster: str
+    outstanding: int
+    fates: Mapping[str, int]
+    breaker_opened: int
+
+
+def _split_families(models: Iterable[tuple[str, ModelStats]], handoffs: Iterable[HandoffGauges]) -> Iterator[Metric]:
+    models = list(models)
+    yield _labelled(
+        CounterMetricFamily(
+            "llmfleet_router_disaggregated_requests",
+            "Requests of disaggregated models by way: split, bypass, alone, fallback; a second attempt counts again.",
+            labels=["model", "way"],
+        ),
+        (((name, way), count) for name, stats in models for way, count in stats.ways.items()),
+    )
+    phases = HistogramMetricFamily(
+        "llmfleet_router_disaggregated_phase_seconds",
+        "Parts of the time to first token of split streams: queue, prefill, transfer, decode_first_token.",
+        labels=["model", "phase"],
+    )
+    for name, stats in models:
+        for phase, histogram in stats.phases.items():
+            phases.add_metric([name, phase], histogram.buckets(), histogram.total)
+    yield phases
+    yield from _handoff_families(handoffs)
+
+
+def _handoff_families(handoffs: Iterable[HandoffGauges]) -> Iterator[Metric]:
+    outstanding: Counter[tuple[str, ...]] = Counter()
+    fates: Counter[tuple[str, ...]] = Counter()
+    opened: Counter[tuple[str, ...]] = Counter()
+    for engine in handoffs:  # two pods of one instance are added up
+        outstanding[(engine.llmcluster,)] += engine.outstanding
+        opened[(engine.llmcluster,)] += engine.breaker_opened
+        for fate, count in engine.fates.items():
+            fates[(engine.llmcluster, fate)] += count
+    text = "Hand-offs whose blocks this prefill engine may still hold: not read yet, or never, until their lease ends."
+    gauge = GaugeMetricFamily("llmfleet_router_outstanding_handoffs", text, labels=["llmcluster"])
+    yield _labelled(gauge, outstanding.items())
+    text = "Hand-offs of this prefill engine by fate: used, failed, abandoned (the client left), expired."
+    yield _labelled(CounterMetricFamily("llmfleet_router_handoffs", text, labels=["llmcluster", "fate"]), fates.items())
+    text = "Times this prefill engine was set aside after failures in a row."
+    family = CounterMetricFamily("llmfleet_router_prefill_breaker_opened", text, labels=["llmcluster"])
+    yield _labelled(family, opened.items())
+
+
+# ======================================================================================================================
+# Jobs of the router
+# ======================================================================================================================
+
+
+class JobGauges(NamedTuple):
+    """The jobs' state at the moment of a scrape."""
+
+    running: dict[str, int]
+    up: bool
+    refused: bool
+    failures: int
+    reconnects: int
+
+
+class JobMetrics:
+    """Every metric about jobs in a router process; register it beside the router's own."""
+
+    def __init__(self, gauges: Callable[[], JobGauges]) -> None:
+        self._gauges = gauges
+        self.accepted: Counter[str] = Counter()
+        self.refused: Counter[tuple[str, str]] = Counter()  # by model and reason
+        self.claims: Counter[str] = Counter()
+        self.lost_attempts: Counter[str] = Counter()
+        self.ended: Counter[tuple[str, str]] = Counter()  # by model and final state
+        self.waited = Histogram()
+        self.held: dict[str, int] = {}  # as Redis said last
+
+    def collect(self) -> Iterator[Metric]:
+        state = self._gauges()
+        yield _labelled(
+            GaugeMetricFamily("llmfleet_queue_jobs", "Jobs that are not over, in Redis.", labels=["model"]),
+            (((model,), count) for model, count in self.held.items()),
+        )
+        yield _labelled(
+            GaugeMetricFamily("llmfleet_queue_jobs_running", "Jobs that this router is running.", labels=["model"]),
+            (((model,), count) for model, count in state.running.items()),
+        )
+        yield _labelled(
+            CounterMetricFamily("llmfleet_queue_jobs_accepted", "Jobs stored.", labels=["model"]),
+            (((model,), count) for model, count in self.accepted.items()),
+        )
+        yield _labelled(
+            CounterMetricFamily(
+                "llmfleet_queue_jobs_refused",
+                "Jobs not stored: full, share, conflict, unavailable.",
+                labels=["model", "reason"],
+            ),
+            self.refused.items(),
+        )
+        yield _labelled(
+            CounterMetricFamily("llmfleet_queue_jobs_claims", "Jobs taken up, again ones too.", labels=["model"]),
+            (((model,), count) for model, count in self.claims.items()),
+        )
+        yield _labelled(
+            CounterMetricFamily(
+                "llmfleet_queue_jobs_lost_attempts", "Attempts that brought no whole answer.", labels=["model"]
+            ),
+            (((model,), count) for model, count in self.lost_attempts.items()),
+        )
+        yield _labelled(
+            CounterMetricFamily(
+                "llmfleet_queue_jobs_ended",
+                "Jobs ended by this router: complete, failed, expired, cancelled, dead.",
+                labels=["model", "state"],
+            ),
+            self.ended.items(),
+        )
+        waited = HistogramMetricFamily(
+            "llmfleet_queue_jobs_wait_seconds", "From the storing of a job to its start.", labels=[]
+        )
+        waited.add_metric([], self.waited.buckets(), self.waited.total)
+        yield waited
+        yield from _redis_families(state)
+
+
+def _redis_families(state: JobGauges) -> Iterator[Metric]:
+    yield GaugeMetricFamily("llmfleet_queue_redis_up", "1 while jobs can be stored.", int(state.up))
+    yield GaugeMetricFamily(
+        "llmfleet_queue_redis_refused", "1 while Redis answers and must not be used, as it evicts.", int(state.refused)
+    )
+    yield CounterMetricFamily("llmfleet_queue_redis_failures", "Calls that Redis did not answer well.", state.failures)
+    yield CounterMetricFamily("llmfleet_queue_redis_reconnects", "Times Redis came back.", state.reconnects)
+
+
+def _labelled(family: Any, samples: Iterable[tuple[tuple[str, ...], int]]) -> Metric:
+    for labels, value in samples:
+        family.add_metric(list(labels), value)
+    return cast(Metric, family)
 
 
 # ======================================================================================================================

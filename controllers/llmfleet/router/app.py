@@ -19,11 +19,11 @@ from typing import Any, Final
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 
-from llmfleet.api.document import DocumentError, parse_document
+from llmfleet.api.document import DocumentError, Role, parse_document
 from llmfleet.router.limits import Settings, max_connections
 from llmfleet.router.pick import view
 from llmfleet.router.proxy import Client, Router
-from llmfleet.telemetry import EndpointGauges, RouterGauges, RouterMetrics
+from llmfleet.telemetry import EndpointGauges, HandoffGauges, RouterGauges, RouterMetrics
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +116,16 @@ def gauges(router: Router, watch: Watch) -> RouterGauges:
             )
             for b in router.fleet.backends.values()
         ),
+        handoffs=tuple(
+            HandoffGauges(
+                llmcluster=b.instance,
+                outstanding=b.ledger.outstanding(router.loop.time()),
+                fates=b.ledger.fates,
+                breaker_opened=b.breaker.opened,
+            )
+            for b in router.fleet.backends.values()
+            if b.role is Role.PREFILL
+        ),
     )
 
 
@@ -190,7 +200,13 @@ class App:
         self.router = Router(loop, settings, metrics)
         self.router.max_connections = max_connections(settings.limits, raise_open_files())
         self.watch = Watch(backends, self.router, wall_clock)
-        self._runner = web.AppRunner(admin(self.router, registry_of(metrics), pod), access_log=None, shutdown_timeout=1)
+        registry = registry_of(metrics)
+        self._runner = web.AppRunner(admin(self.router, registry, pod), access_log=None, shutdown_timeout=1)
+        if settings.redis.url:
+            from llmfleet.router.jobs.app import Jobs
+
+            self.router.jobs = Jobs(self.router, pod)
+            registry.register(self.router.jobs.metrics)
         self._timers: list[asyncio.Task[None]] = []
         self.port = self.admin_port = 0
 
@@ -203,6 +219,8 @@ class App:
         await web.TCPSite(self._runner, listen.host, listen.admin_port).start()
         self.port = self._server.sockets[0].getsockname()[1]
         self.admin_port = self._runner.addresses[0][1]
+        if self.router.jobs is not None:
+            self.router.jobs.start()
         self._timers = [
             loop.create_task(repeat(WATCH_SECONDS, self.watch.look)),
             loop.create_task(repeat(SWEEP_SECONDS, lambda: self.router.sweep(loop.time()))),
@@ -225,6 +243,8 @@ class App:
     async def _give_up(self) -> None:
         """Tell every client whose answer is not whole, and give the words a moment to get out."""
         router = self.router
+        if router.jobs is not None:
+            router.jobs.give_up()
         for client in list(router.clients):
             client.give_up()
         deadline = self._loop.time() + FLUSH_SECONDS
@@ -236,6 +256,8 @@ class App:
         for timer in self._timers:
             timer.cancel()
         self._server.close()
+        if self.router.jobs is not None:
+            await self.router.jobs.close()
         for client in list(self.router.clients):
             client.reset()
         for backend in self.router.fleet.backends.values():

@@ -53,6 +53,9 @@ _TRAITS: Final = re.compile(
 _HOST: Final = len("host")
 _CONTENT_LENGTH: Final = len("content-length")
 _TRANSFER_ENCODING: Final = len("transfer-encoding")
+_AUTHORIZATION: Final = len("authorization")
+_API_KEY: Final = len("x-api-key")
+_CREDENTIALS: Final = ("authorization", "x-api-key")
 _LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[^\r]*", re.IGNORECASE)
 
 
@@ -81,6 +84,7 @@ class RequestReader:
         "_whole",
         "body",
         "complete",
+        "credentials",
         "expects_continue",
         "fields",
         "head",
@@ -112,6 +116,7 @@ class RequestReader:
     def next(self) -> None:
         """Forget the request that was read; the next one starts with the next byte."""
         self._raw = self.head = self.fields = self.method = self.target = b""
+        self.credentials: tuple[bytes, ...] = ()  # as of an Authorization field, if the pattern looks for them
         self.length = -1
         self.wire = 0
         self.complete = self.surplus = self.expects_continue = False
@@ -228,6 +233,10 @@ class RequestReader:
             elif kind == _TRANSFER_ENCODING:
                 if value.strip().lower() != b"chunked" or self.version == b"HTTP/1.0":
                     raise BadMessage("the only transfer coding taken is chunked, in HTTP/1.1")
+            elif kind == _AUTHORIZATION:
+                self.credentials += (value,)
+            elif kind == _API_KEY:
+                self.credentials += (b"Bearer " + value,)
             elif self.version != b"HTTP/1.0":
                 self._expect(value)
         self.fields = fields
@@ -372,10 +381,16 @@ class ResponseReader:
             self.keep_alive = cast(httptools.HttpResponseParser, self._parser).should_keep_alive()
 
 
-def head_pattern(names: tuple[str, ...]) -> re.Pattern[bytes]:
-    """Build the pattern that reads a request's head in one pass: fields to forward, or those that frame it."""
-    allowed = b"|".join(re.escape(name.encode()) for name in names)
-    framing = rb"(host|content-length|transfer-encoding|expect):[ \t]*([^\r]*)"
+def head_pattern(names: tuple[str, ...], *, keyed: bool = False) -> re.Pattern[bytes]:
+    """Build the pattern that reads a request's head in one pass: fields to forward, or those that frame it.
+
+    `keyed`: credentials are the router's to check; no engine gets them.
+    """
+    if keyed:
+        names = tuple(name for name in names if name not in _CREDENTIALS)
+    allowed = b"|".join(re.escape(name.encode()) for name in names) or rb"(?!)"
+    ours = b"host|content-length|transfer-encoding|expect" + (b"|authorization|x-api-key" if keyed else b"")
+    framing = rb"(" + ours + rb"):[ \t]*([^\r]*)"
     # The line end stands before the alternatives: a fixed first byte lets the search skip from line to line.
     return re.compile(rb"\r\n(?:((?:" + allowed + rb"):[^\r]*)|" + framing + rb")", re.IGNORECASE)
 
@@ -424,20 +439,25 @@ def _without_named(head: bytes, names: bytes) -> bytes:
 
 
 def reply(
-    status: int, body: bytes, *, request_id: bytes, keep_alive: bool, extra: bytes = b"", with_body: bool = True
+    status: int,
+    body: bytes,
+    *,
+    request_id: bytes,
+    keep_alive: bool,
+    extra: bytes = b"",
+    with_body: bool = True,
+    content_type: bytes = b"application/json",
 ) -> bytes:
     """Write a whole answer of the router's own; `extra` is further header lines, each ended by CR LF."""
-    return (
-        b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\nx-request-id: %b\r\n%b%bcontent-length: %d\r\n\r\n%b"
-        % (
-            status,
-            PHRASES[status],
-            request_id,
-            b"" if keep_alive else b"connection: close\r\n",
-            extra,
-            len(body),
-            body if with_body else b"",
-        )
+    return b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\nx-request-id: %b\r\n%b%bcontent-length: %d\r\n\r\n%b" % (
+        status,
+        PHRASES.get(status, b"Status"),
+        content_type,
+        request_id,
+        b"" if keep_alive else b"connection: close\r\n",
+        extra,
+        len(body),
+        body if with_body else b"",
     )
 
 

@@ -61,6 +61,7 @@ ENGINE_ROUTES: Final = {
 }
 LOCAL_PATHS: Final = frozenset({b"/v1/models", b"/healthz", b"/readyz"})
 MODEL_PREFIX: Final = b"/v1/models/"
+REQUESTS_PREFIX: Final = b"/v1/requests/"
 
 
 def path_of(target: bytes) -> bytes:
@@ -69,11 +70,13 @@ def path_of(target: bytes) -> bytes:
 
 
 def allowed_method(path: bytes) -> bytes | None:
-    """Return the one method a path takes, or None for a path that is not on the list."""
+    """Return the method or methods a path takes, or None for a path that is not on the list."""
     if path in ENGINE_ROUTES:
         return b"POST"
     if path in LOCAL_PATHS or (path.startswith(MODEL_PREFIX) and len(path) > len(MODEL_PREFIX)):
         return b"GET"
+    if path.startswith(REQUESTS_PREFIX):
+        return b"GET" if path.endswith(b"/result") else b"GET, DELETE"
     return None
 
 
@@ -132,6 +135,11 @@ def _refuse_stateful(document: dict[str, Any]) -> None:
 def model_id(path: bytes) -> str:
     """Return the model a `/v1/models/{id}` path asks for; ids may hold slashes."""
     return unquote(path[len(MODEL_PREFIX) :].decode("latin-1"), errors="replace")
+
+
+def unknown_path() -> Refusal:
+    """Refuse a path that is not on the list."""
+    return Refusal(status=404, code=Code.NOT_FOUND, message="this path is not served here")
 
 
 def unknown_model(model: str) -> Refusal:

@@ -14,17 +14,22 @@ import socket
 import struct
 from contextlib import suppress
 from enum import IntEnum
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import orjson
 
 from llmfleet.router import errors, http1, policy
+from llmfleet.router.disagg.relay import exchange_for
 from llmfleet.router.errors import Code, Refusal
 from llmfleet.router.limits import Settings
 from llmfleet.router.pick import Backend, Fleet, ModelPool
 from llmfleet.router.relay import Exchange
 from llmfleet.router.sse import Dialect
 from llmfleet.telemetry import RouterMetrics
+
+if TYPE_CHECKING:  # Redis' client is only for routers with jobs
+    from llmfleet.router.jobs.app import Jobs
+    from llmfleet.router.jobs.proxy import Call
 
 LINGER_SECONDS: Final = 2.0  # how long a refused client may go on sending before it is cut off
 REFUSED_AT_ONCE: Final = 32  # connections over the limit that are told so; more are only closed
@@ -62,6 +67,7 @@ class Router:
         self.loaded = False  # a valid document was adopted
         self.loaded_at = 0.0  # by the wall clock: shown to clients as the models' creation time
         self.draining = False
+        self.jobs: Jobs | None = None
         self.max_connections = 1
         self.clients: set[Client] = set()
         self.head_pattern = http1.head_pattern(settings.forward_headers)
@@ -73,6 +79,16 @@ class Router:
         """A slot became free; requests held for one would be started here."""
         if not backend.listed and not backend.in_flight:
             self.fleet.forget_idle()
+        if self.jobs is not None and self.jobs.due(pool.name):
+            return
+
+    def waiting(self, model: str) -> int:
+        """Count direct requests of a model that wait for a slot."""
+        return 0
+
+    def next_id(self) -> bytes:
+        """Return a new request id."""
+        return next(self.ids)
 
     def account(self, record: Exchange, outcome: str) -> None:
         """A request is over: count it. The exchange itself is the record."""
@@ -92,8 +108,9 @@ class Router:
         return pool
 
     def busy(self) -> int:
-        """Count connections with a request being read or answered."""
-        return sum(client.phase is not IDLE for client in self.clients)
+        """Count connections with a request being read or answered, and jobs being run."""
+        jobs = self.jobs.busy if self.jobs is not None else 0
+        return jobs + sum(client.phase is not IDLE for client in self.clients)
 
     def close_idle(self) -> None:
         """Close connections that wait for a next request."""
@@ -135,7 +152,7 @@ class Client(asyncio.Protocol):
             max_headers=limits.max_headers,
             max_body=limits.max_body_bytes,
         )
-        self._exchange: Exchange | None = None
+        self._exchange: Exchange | Call | None = None
         self.phase = IDLE
         self.blocked = False
         self._blocked_since = 0.0
@@ -238,12 +255,16 @@ class Client(asyncio.Protocol):
             self._answer_local(policy.path_of(reader.target))
             return
         try:
-            admitted = policy.admit(route, reader.take_body(), router.settings)
+            body = reader.take_body()
+            admitted = policy.admit(route, body, router.settings)
             pool = router.pool(admitted.model)
+            if router.jobs is not None and router.jobs.wanted(reader.head):
+                self._exchange = router.jobs.take(self, route, pool.name, body, reader.head, reader.fields)
+                return
         except Refusal as error:
             self._refuse(error, keep_alive=self._may_stay(), dialect=route.dialect)
             return
-        self._exchange = exchange = Exchange(
+        self._exchange = exchange = exchange_for(pool)(
             router,
             self,
             route,
@@ -258,6 +279,10 @@ class Client(asyncio.Protocol):
         )
         exchange.start()
 
+    def may_stay(self) -> bool:
+        """Whether the connection may be used again after this answer."""
+        return self._may_stay()
+
     def _may_stay(self) -> bool:
         return self._reader.keep_alive and not self._ignored and not self._router.draining
 
@@ -267,6 +292,8 @@ class Client(asyncio.Protocol):
         refusal = _not_allowed(self._reader.method, path)
         if refusal is not None:
             self._refuse(refusal, keep_alive=self._may_stay())
+        elif path.startswith(policy.REQUESTS_PREFIX):
+            self._answer_about_job()
         elif path == b"/healthz":
             self._answer(200, b'{"status":"ok"}')
         elif path == b"/readyz":
@@ -275,6 +302,15 @@ class Client(asyncio.Protocol):
             self._answer(200, body) if state == "ready" else self._answer(503, body, errors.RETRY_AFTER)
         else:
             self._answer_models(path)
+
+    def _answer_about_job(self) -> None:
+        reader, jobs = self._reader, self._router.jobs
+        try:
+            if jobs is None:
+                raise policy.unknown_path()
+            self._exchange = jobs.answer(self, reader.method, reader.target, reader.head)
+        except Refusal as error:
+            self._refuse(error, keep_alive=self._may_stay())
 
     def _answer_models(self, path: bytes) -> None:
         router = self._router
@@ -379,8 +415,8 @@ def _not_allowed(method: bytes, path: bytes) -> Refusal | None:
     """Refuse what is not on the list: paths by 404, methods by 405."""
     allowed = policy.allowed_method(path)
     if allowed is None:
-        return Refusal(status=404, code=Code.NOT_FOUND, message="this path is not served here")
-    if method != allowed:
+        return policy.unknown_path()
+    if method not in allowed.split(b", "):
         message = f"this path takes {allowed.decode()} only"
         return Refusal(status=405, code=Code.METHOD_NOT_ALLOWED, message=message)
     return None

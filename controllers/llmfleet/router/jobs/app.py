@@ -1,0 +1,180 @@
+"""The jobs of one router process, put together: the connection to Redis, the worker, and what clients ask.
+
+In: a router and its settings. Out: `Jobs`, which the router asks for calls and tells about free slots; None without a
+Redis. Redis' client is imported only here and below, so a router without jobs does not pay for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Sequence
+from typing import Final
+
+from llmfleet.router import policy
+from llmfleet.router.jobs import rules
+from llmfleet.router.jobs.client import Store
+from llmfleet.router.jobs.entry import ID_BYTES, Claim, Request, job_id
+from llmfleet.router.jobs.execute import Worker
+from llmfleet.router.jobs.proxy import Call, Connection, Desk
+from llmfleet.router.jobs.relay import Collector, JobExchange
+from llmfleet.router.limits import DEFAULT_CLASS
+from llmfleet.router.pick import pick
+from llmfleet.router.policy import Route
+from llmfleet.router.proxy import Router
+from llmfleet.telemetry import JobGauges, JobMetrics
+
+log = logging.getLogger(__name__)
+
+FAREWELL_SECONDS: Final = 2.0
+
+
+class Jobs:
+    """Everything about jobs that a router does."""
+
+    def __init__(self, router: Router, pod: str) -> None:
+        settings = router.settings
+        self._router, self._queue = router, settings.queue
+        self.metrics = JobMetrics(self._gauges)
+        # The most urgent class first: an engine's priority is lower when it is sooner.
+        classes = sorted(settings.classes, key=lambda name: settings.classes[name])
+        classes += [name for name in (*dict(settings.queue.classes), DEFAULT_CLASS) if name not in classes]
+        self._classes = frozenset(classes)
+        self.store = Store(settings.redis, settings.queue, classes, pod)
+        self.worker = Worker(router, self.store, settings.queue, self.metrics, self._begin)
+        self.desk = Desk(router, self.store, settings.queue, self.metrics)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to reach for Redis; nothing waits for it."""
+        loop = self._router.loop
+        self._tasks = [
+            loop.create_task(self.store.hold(self._heard, self.worker.renew)),
+            loop.create_task(self.worker.work()),
+        ]
+
+    def give_up(self) -> None:
+        """The process ends: hand back what is not over."""
+        self.worker.give_up()
+
+    async def close(self) -> None:
+        """Tell Redis what is left to tell, then let go of it."""
+        self.worker.give_up()
+        await self.worker.settled(FAREWELL_SECONDS)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.store.close()
+
+    @property
+    def busy(self) -> int:
+        """Count jobs at engines, and answers that are not stored yet."""
+        return self.worker.busy
+
+    def due(self, model: str) -> bool:
+        """Whether a slot that became free goes to a job, whatever else waits for it."""
+        return self.worker.due(model)
+
+    # ---- requests ----
+
+    def wanted(self, head: bytes) -> bool:
+        """Whether a client asks for a job."""
+        return rules.wants_job(head)
+
+    def overflows(self, waiting: int, size: int) -> bool:
+        """Whether a request that would have to wait behind so many becomes a job instead (`queue.overflow: async`)."""
+        queue = self._queue
+        if queue.overflow != "async" or size > queue.max_job_bytes or self.store.problem:
+            return False
+        return waiting >= queue.async_threshold
+
+    def take(
+        self,
+        connection: Connection,
+        route: Route,
+        model: str,
+        body: bytes,
+        head: bytes,
+        fields: bytes,
+        *,
+        tenant: str = "",
+        klass: str = DEFAULT_CLASS,
+        share: float = 1.0,
+        asked: bool = True,
+    ) -> Call:
+        """Store a request; `body` is the client's own, `asked` whether it asked for a job itself."""
+        key = rules.idempotency_key(head)
+        request = Request(
+            id=job_id(secrets.token_bytes(ID_BYTES)),
+            tenant=tenant,
+            model=model,
+            klass=klass if klass in self._classes else DEFAULT_CLASS,
+            path=route.path,
+            body=body,
+            fields=fields,
+            idempotency=rules.digest(key) if key else "",
+            digest=rules.digest(route.path, body) if key else "",
+        )
+        limit = 0 if share >= 1.0 else max(1, int(share * self._queue.capacity))
+        return Call(
+            self._router,
+            connection,
+            lambda call: self.desk.store(call, request, head, limit, asked=asked),
+            route.dialect,
+        )
+
+    def answer(self, connection: Connection, method: bytes, target: bytes, head: bytes, tenant: str = "") -> Call:
+        """Answer a request under `/v1/requests/`."""
+        asked = rules.target_of(target)
+        if asked is None:
+            raise rules.missing()
+        desk, router = self.desk, self._router
+        if method == b"DELETE":
+            return Call(router, connection, lambda call: desk.cancel(asked, tenant))
+        if asked.result:
+            return Call(router, connection, lambda call: desk.result(call, asked, tenant, head))
+        return Call(router, connection, lambda call: desk.status(asked, tenant))
+
+    # ---- running ----
+
+    def _begin(self, claim: Claim, collector: Collector) -> JobExchange | None:
+        """Send a job on its way like any request, under the rules of now."""
+        router = self._router
+        route = policy.ENGINE_ROUTES[claim.path]
+        admitted = policy.admit(route, claim.body, router.settings)
+        pool = router.pool(admitted.model)
+        backend = pick(pool)
+        if backend is None:
+            return None
+        exchange = JobExchange(
+            rules.MAX_ATTEMPTS - claim.attempts + 1,
+            router,
+            collector,
+            route,
+            admitted,
+            pool,
+            router.metrics.model(pool.name),
+            next(router.ids),
+            claim.fields,
+            True,
+            False,
+            router.loop.time(),
+        )
+        exchange._dispatch(backend)
+        return exchange
+
+    def _heard(self, words: Sequence[str]) -> None:
+        if words[0] == "end":
+            self.desk.heard(words[1])
+        self.worker.heard(words)
+
+    def _gauges(self) -> JobGauges:
+        store = self.store
+        return JobGauges(
+            running=self.worker.in_flight(),
+            up=not store.problem,
+            refused=store.refused,
+            failures=store.failures,
+            reconnects=store.reconnects,
+        )

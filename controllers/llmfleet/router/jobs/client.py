@@ -1,0 +1,350 @@
+"""Redis, as jobs use it: one script for every change, a bound on every wait, and one word for why it cannot be used.
+
+In: settings and what is to be stored. Out: what the scripts answered, or `Unavailable`. Nothing is tried twice here:
+a caller that must succeed comes again. Connections are made by `hold` alone, which backs off; while it has none, every
+call fails at once. A Redis that evicts is refused like one that is away. Passwords are read from a file and never kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol, cast
+
+import redis.asyncio as redis
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoScriptError, OutOfMemoryError, RedisError, ResponseError
+from redis.retry import Retry
+
+from llmfleet.router.jobs import health, scripts
+from llmfleet.router.jobs.entry import (
+    Admission,
+    Claim,
+    Dead,
+    Request,
+    Result,
+    State,
+    Verdict,
+    View,
+    admission_of,
+    claim_of,
+    view_of,
+)
+from llmfleet.router.jobs.rules import MAX_ATTEMPTS
+from llmfleet.router.limits import Queue, Redis
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS: Final = 32
+CONNECT_SECONDS: Final = 1.0
+LOOK_SECONDS: Final = 1.0  # between two signs of life of a Redis that is not asked for anything else
+BACKOFF_SECONDS: Final = (0.1, 5.0)
+WAIT_MILLISECONDS: Final = 100
+ORPHAN_SECONDS: Final = 60.0  # beyond four leases nobody renewed or claimed: the job is given up for lost
+NEVER_MILLISECONDS: Final = 1 << 40
+PATIENT_SECONDS: Final = 2.0  # for what no client waits for
+
+
+class Unavailable(Exception):
+    """Redis cannot be used now; the message says why."""
+
+
+class Doubtful(Unavailable):
+    """It was asked and did not answer: what was to be stored may be stored."""
+
+
+class Heard(Protocol):
+    """Called with what is announced on the channel of events."""
+
+    def __call__(self, words: Sequence[str]) -> None: ...
+
+
+class Store:
+    """The jobs of one fleet."""
+
+    def __init__(self, settings: Redis, queue: Queue, classes: Sequence[str], worker: str) -> None:
+        self._settings, self._queue, self._classes, self._worker = settings, queue, tuple(classes), worker
+        self._base = scripts.base(settings.prefix)
+        self._keep = int(queue.result_seconds * 1000)
+        self._lease = int(queue.lease_seconds * 1000)
+        self._orphan = 4 * self._lease + int(ORPHAN_SECONDS * 1000)
+        self._client: redis.Redis | None = None
+        self._broken = asyncio.Event()
+        self._calm_until = 0.0
+        self._doubtful: list[tuple[str, str]] = []  # admissions without an answer: id and tenant
+        self.problem = "Redis has not been reached yet"  # empty while it can be used
+        self.refused = False  # it answers and must not be used
+        self.failures = 0
+        self.reconnects = 0
+
+    # ---- the connection ----
+
+    async def hold(self, heard: Heard, ready: Callable[[], Awaitable[None]]) -> None:
+        """Keep a connection for ever; while there is one, pass on what is announced."""
+        pause = BACKOFF_SECONDS[0]
+        while True:
+            try:
+                await self._open()
+                pause = BACKOFF_SECONDS[0]
+                await ready()
+                await self._listen(heard)
+            except (RedisError, OSError, TimeoutError, ValueError, Unavailable) as error:
+                self._lost(reason_of(error))
+            await self._close()
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, BACKOFF_SECONDS[1])
+
+    async def _open(self) -> None:
+        self._broken.clear()
+        client = self._client = self._connect()
+        async with asyncio.timeout(2 * CONNECT_SECONDS):
+            found = await client.info("everything")
+        refusal = health.refusal(found)
+        if refusal:
+            self.refused = True
+            raise Unavailable(refusal)
+        self.refused = False
+        for warning in health.warnings(found, replicated=self._settings.replicated):
+            log.warning("redis keeps jobs less safely than it could", extra={"fields": {"reason": warning}})
+        if self.problem:
+            self.reconnects += 1
+            log.info("redis can be used", extra={"fields": {"version": found.get("redis_version")}})
+        self.problem = ""
+        self._calm_until = asyncio.get_running_loop().time() + self._queue.lease_seconds / 2
+        await self._withdraw_doubtful()
+
+    def _connect(self) -> redis.Redis:
+        settings = self._settings
+        password = Path(settings.password_file).read_text().strip() if settings.password_file else None
+        options: dict[str, Any] = {}
+        if settings.ca_file:
+            options["ssl_ca_certs"] = settings.ca_file
+        pool = redis.BlockingConnectionPool.from_url(
+            settings.url,
+            max_connections=CONNECTIONS,
+            timeout=CONNECT_SECONDS,
+            username=settings.username or None,
+            password=password,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+            socket_connect_timeout=CONNECT_SECONDS,
+            health_check_interval=0,
+            **options,
+        )
+        return redis.Redis(connection_pool=pool)
+
+    async def _listen(self, heard: Heard) -> None:
+        """Pass announcements on until the connection breaks, looking now and then whether it is still a good one."""
+        client = cast(redis.Redis, self._client)
+        async with client.pubsub(ignore_subscribe_messages=True) as channel:
+            await channel.subscribe(scripts.events_channel(self._settings.prefix))
+            reader = asyncio.create_task(_pass_on(channel, heard))
+            try:
+                while not reader.done():
+                    await _first(reader, self._broken, LOOK_SECONDS)
+                    self._broken.clear()
+                    await self._look(client)
+                reader.result()
+            finally:
+                reader.cancel()
+
+    async def _look(self, client: redis.Redis) -> None:
+        """Ask for a sign of life; a call that came too late once does not cost the connection."""
+        async with asyncio.timeout(CONNECT_SECONDS):
+            found = await client.info("memory")
+        if refusal := health.refusal(found):
+            self.refused = True
+            raise Unavailable(refusal)
+        self.problem = ""
+        await self._withdraw_doubtful()
+
+    def _lost(self, reason: str) -> None:
+        """Remember and say why Redis cannot be used, once for each reason."""
+        if reason != self.problem:
+            log.warning("redis cannot be used: no jobs are taken", extra={"fields": {"reason": reason}})
+        self.problem = reason
+        self._broken.set()
+
+    async def _close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            try:
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await client.aclose(close_connection_pool=True)
+            except (RedisError, OSError, TimeoutError) as error:
+                log.debug("closing redis", extra={"fields": {"reason": reason_of(error)}})
+
+    async def close(self) -> None:
+        """Let go of every connection."""
+        self.problem = self.problem or "the router stops"
+        await self._close()
+
+    # ---- calls ----
+
+    async def _call(self, text: str, keys: Sequence[str], args: Sequence[Any], seconds: float) -> Any:
+        """Run a script; whatever stands in its way is `Unavailable`."""
+        client = self._client
+        if self.problem or client is None:
+            raise Unavailable(self.problem or "Redis is being reached")
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._run(client, text, [self._base, *keys], args)
+        except OutOfMemoryError as error:
+            self.failures += 1
+            raise Unavailable("Redis is full") from error
+        except ResponseError as error:
+            self.failures += 1
+            raise Unavailable(reason_of(error)) from error
+        except (RedisError, OSError, TimeoutError) as error:
+            self.failures += 1
+            self._lost(reason_of(error))
+            raise Doubtful(self.problem) from error
+
+    async def _run(self, client: redis.Redis, text: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        try:
+            return await client.evalsha(scripts.sha(text), len(keys), *keys, *args)
+        except NoScriptError:
+            return await client.eval(text, len(keys), *keys, *args)
+
+    # ---- for clients ----
+
+    async def admit(self, request: Request, *, ttl_seconds: float, share_limit: int = 0) -> Admission:
+        """Store a request, or say why not. What is returned as stored or there already is safe to acknowledge."""
+        once = (
+            scripts.once_key(self._settings.prefix, request.tenant, request.idempotency) if request.idempotency else ""
+        )
+        args = [
+            *(request.id, request.model, request.klass, request.tenant, request.path, request.body, request.fields),
+            *(int(ttl_seconds * 1000), self._queue.capacity, share_limit, self._keep),
+            *(once, request.digest, *self._classes),
+        ]
+        try:
+            answer = await self._admit(args)
+        except Doubtful:
+            # It may be stored all the same, and its client hears that it is not: taken back by the next sign of life.
+            self._doubtful.append((request.id, request.tenant))
+            self._broken.set()
+            raise
+        return admission_of(answer)
+
+    async def _admit(self, args: Sequence[Any]) -> Sequence[Any]:
+        if not self._settings.replicated:
+            return cast(Sequence[Any], await self._call(scripts.ADMIT, (), args, self._settings.timeout_seconds))
+        client = self._client
+        if self.problem or client is None:
+            raise Unavailable(self.problem or "Redis is being reached")
+        try:
+            async with client.client() as one:  # WAIT speaks of what was written on its own connection
+                async with asyncio.timeout(self._settings.timeout_seconds):
+                    answer = await self._run(one, scripts.ADMIT, [self._base], args)
+                if Verdict(answer[0].decode()) not in (Verdict.STORED, Verdict.AGAIN):
+                    return cast(Sequence[Any], answer)
+                async with asyncio.timeout(WAIT_MILLISECONDS / 1000 + self._settings.timeout_seconds):
+                    copies = await one.wait(1, WAIT_MILLISECONDS)
+        except OutOfMemoryError as error:
+            raise Unavailable("Redis is full") from error
+        except ResponseError as error:
+            raise Unavailable(reason_of(error)) from error
+        except (RedisError, OSError, TimeoutError) as error:
+            self.failures += 1
+            self._lost(reason_of(error))
+            raise Doubtful(self.problem) from error
+        if copies < 1:
+            raise Doubtful(f"no replica of Redis had the job within {WAIT_MILLISECONDS} ms")
+        return cast(Sequence[Any], answer)
+
+    async def _withdraw_doubtful(self) -> None:
+        while self._doubtful:
+            ident, tenant = self._doubtful[-1]
+            await self.cancel(ident, tenant, forget=True)
+            self._doubtful.pop()
+
+    async def look(self, ident: str, tenant: str, *, whole: bool = False) -> View | None:
+        """Return a job of this tenant, with its answer if `whole`."""
+        args = [ident, tenant, int(whole)]
+        seconds = PATIENT_SECONDS if whole else self._settings.timeout_seconds
+        answer = await self._call(scripts.LOOK, (), args, seconds)
+        return None if answer is None else view_of(ident, answer)
+
+    async def cancel(self, ident: str, tenant: str, *, forget: bool = False) -> State | None:
+        """End a job that is not over; returns its state then, None if this tenant has none such."""
+        args = [ident, tenant, self._keep, int(forget)]
+        answer = await self._call(scripts.CANCEL, (), args, self._settings.timeout_seconds)
+        return None if answer is None else State(answer.decode())
+
+    # ---- for workers ----
+
+    async def claim(self, models: Sequence[str]) -> Claim | Dead | None:
+        """Take the most urgent job of these models, those whose worker went silent first."""
+        prefix = self._settings.prefix
+        # Everybody's leases ran out while Redis was away: let them be renewed first.
+        lease = NEVER_MILLISECONDS if self._just_back() else self._lease
+        keys = [scripts.queue_key(prefix, klass, model) for klass in self._classes for model in models]
+        args = [self._worker, lease, MAX_ATTEMPTS, self._keep, self._orphan]
+        answer = await self._call(scripts.CLAIM, keys, args, PATIENT_SECONDS)
+        return None if answer is None else claim_of(answer)
+
+    def _just_back(self) -> bool:
+        return asyncio.get_running_loop().time() < self._calm_until
+
+    async def renew(self, claim: Claim) -> bool:
+        """Keep a job; False if it is no longer ours."""
+        args = [claim.id, claim.fence, self._orphan]
+        return bool(await self._call(scripts.RENEW, (), args, PATIENT_SECONDS))
+
+    async def finish(self, claim: Claim, state: State, result: Result) -> bool:
+        """Store the answer and end the job; False if somebody else did."""
+        args = [claim.id, claim.fence, state, self._keep, result.status, result.content_type, result.body]
+        return bool(await self._call(scripts.FINISH, (), args, PATIENT_SECONDS))
+
+    async def give_back(
+        self, claim: Claim, *, dispatches: int, result: Result | None, pause: float, begun: bool
+    ) -> State | None:
+        """Let another worker try, or file the job as dead once its attempts are used up."""
+        idle = max(0, self._lease - int(pause * 1000))
+        args: list[Any] = [claim.id, claim.fence, dispatches, MAX_ATTEMPTS, self._keep, idle, int(begun)]
+        args += [result.status, result.content_type, result.body] if result is not None else ["", "", ""]
+        answer = await self._call(scripts.GIVE_BACK, (), args, PATIENT_SECONDS)
+        return State(answer.decode()) if answer else None
+
+    async def sweep(self) -> list[tuple[str, State]]:
+        """End what waited or was silent for too long; returns model and state of each."""
+        args = [self._keep, int(not self._just_back())]
+        answer = await self._call(scripts.SWEEP, (), args, PATIENT_SECONDS)
+        words = [word.decode() for word in answer]
+        return [(model, State(state)) for model, state in zip(words[::2], words[1::2], strict=True)]
+
+    async def held(self, models: Sequence[str]) -> dict[str, int]:
+        """Count the jobs of each model that are not over."""
+        answer = await self._call(scripts.HELD, (), [len(self._classes), *self._classes, *models], PATIENT_SECONDS)
+        return dict(zip(models, map(int, answer), strict=True))
+
+
+async def _pass_on(channel: Any, heard: Heard) -> None:
+    async for message in channel.listen():
+        heard(message["data"].decode().split(" "))
+
+
+async def _first(task: asyncio.Task[None], event: asyncio.Event, seconds: float) -> None:
+    """Wait until the task is over, the event is set, or time is up."""
+    waiting = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait((task, waiting), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+
+
+def reason_of(error: BaseException) -> str:
+    """Say in a few words what stands in the way; never an address with a password, as there is none in it."""
+    if isinstance(error, Unavailable):
+        return str(error)
+    if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
+        return "Redis does not answer in time"
+    if isinstance(error, AuthenticationError):
+        return "Redis refuses the password"
+    if isinstance(error, ResponseError):
+        return f"Redis refuses: {' '.join(str(error).split()[:12])}"
+    return "Redis cannot be reached"
