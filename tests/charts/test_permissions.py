@@ -76,6 +76,25 @@ def test_the_clean_up_has_what_it_asks_for() -> None:
     assert given(find(render("dev"), "Role", "demo-uninstall")) == asked("uninstall", Scope.NAMESPACE)
 
 
+def test_what_follows_the_operator_has_what_it_asks_for() -> None:
+    objects = render("dev")
+    assert given(find(objects, "ClusterRole", "team-a-demo-operator-uninstall")) == asked("leave", Scope.NAMESPACE)
+    role = find(objects, "Role", "demo-operator-uninstall")
+    assert given(role) == asked("leave", Scope.OWN)
+    assert [rule.get("resourceNames") for rule in role["rules"]] == [None, ["demo-operator"]]
+
+
+def test_what_follows_an_operator_of_some_namespaces_has_no_right_elsewhere() -> None:
+    values = {"controllers": {"operator": {"watchNamespaces": ["team-a", "team-b"]}}}
+    objects = render("dev", values)
+    assert [role["metadata"]["name"] for role in of_kind(objects, "ClusterRole") if "uninstall" in title(role)] == []
+    roles = [
+        role for role in of_kind(objects, "Role") if role["metadata"]["name"] == "demo-operator-uninstall-finalizers"
+    ]
+    assert [role["metadata"]["namespace"] for role in roles] == ["team-a", "team-b"]
+    assert all(given(role) == asked("leave", Scope.NAMESPACE) for role in roles)
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_nobody_gets_a_wildcard_or_a_secret(profile: str) -> None:
     for role in of_kind(render(profile), "Role", "ClusterRole"):

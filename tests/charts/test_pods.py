@@ -26,6 +26,7 @@ from charts.rendering import (
 
 pytestmark = pytest.mark.helm
 
+TOKEN_HOLDERS = ("Deployment/demo-operator", "Job/demo-uninstall", "Job/demo-operator-uninstall")
 SELECTORS = {"app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/component"}
 
 
@@ -153,7 +154,7 @@ def test_placement_and_extra_environment_keep_kubernetes_shapes() -> None:
 def test_only_route_sync_and_controllers_hold_a_token() -> None:
     for name, template in pod_templates(render("dev")).items():
         automatic = template["spec"]["automountServiceAccountToken"]
-        assert automatic is (name in ("Deployment/demo-operator", "Job/demo-uninstall")), name
+        assert automatic is (name in TOKEN_HOLDERS), name
     router = pod_templates(render("dev"))["Deployment/demo-router"]["spec"]
     projected = {v["name"] for v in router["volumes"] if "projected" in v}
     holders = {c["name"] for c in router["containers"] if projected & {m["name"] for m in c["volumeMounts"]}}

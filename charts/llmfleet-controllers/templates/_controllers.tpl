@@ -12,3 +12,25 @@
 {{- define "llmfleet-controllers.serviceAccount" -}}
 {{- .Values.operator.serviceAccount.name | default (include "llmfleet-controllers.operatorName" .) -}}
 {{- end }}
+
+{{- /* llmfleet-controllers.uninstallName: name of the clean-up's objects in one namespace. Takes: the root. */}}
+{{- define "llmfleet-controllers.uninstallName" -}}
+{{- include "llmfleet.name" (dict "root" . "parts" (list "operator" "uninstall")) -}}
+{{- end }}
+
+{{- /* llmfleet-controllers.uninstallMetadata: labels and hook annotations of the clean-up's objects. Takes: root, weight. */}}
+{{- define "llmfleet-controllers.uninstallMetadata" -}}
+labels:
+  {{- include "llmfleet.labels" (dict "root" .root "component" "uninstall") | nindent 2 }}
+annotations:
+  helm.sh/hook: post-delete
+  helm.sh/hook-weight: {{ .weight | quote }}
+  helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
+{{- end }}
+
+{{- /* llmfleet-controllers.uninstallRules: finding what the operator held, and taking its finalizer off. */}}
+{{- define "llmfleet-controllers.uninstallRules" -}}
+- apiGroups: [serving.ai]
+  resources: [llmclusters]
+  verbs: [list, patch]
+{{- end }}

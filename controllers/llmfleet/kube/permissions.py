@@ -74,6 +74,29 @@ OPERATOR: Final = (
         why="leader election",
     ),
 )
+AUTOSCALER: Final = (
+    Permission(group="serving.ai", resource="llmclusterautoscalers", verbs=READ, why="what is asked for"),
+    Permission(group="serving.ai", resource="llmclusterautoscalers/status", verbs=("patch",), why="status"),
+    Permission(
+        group="serving.ai",
+        resource="llmclusters",
+        verbs=(*READ, "create", "patch", "delete"),
+        why="make, update and take away whole instances",
+    ),
+    Permission(group="", resource="pods", verbs=READ, why="addresses of engines and routers to ask"),
+    Permission(group="events.k8s.io", resource="events", verbs=("create", "patch"), why="tell people"),
+    Permission(
+        group="coordination.k8s.io", resource="leases", verbs=("create",), scope=Scope.OWN, why="leader election"
+    ),
+    Permission(
+        group="coordination.k8s.io",
+        resource="leases",
+        verbs=("get", "update"),
+        scope=Scope.OWN,
+        named=True,
+        why="leader election",
+    ),
+)
 ROUTE_SYNC: Final = (
     Permission(group="", resource="configmaps", verbs=("list", "watch"), scope=Scope.OWN, named=True, why="backends"),
 )
@@ -82,10 +105,26 @@ UNINSTALL: Final = (
     Permission(group="serving.ai", resource="llmclusterautoscalers", verbs=("list", "patch", "delete"), why="go first"),
     Permission(group="", resource="persistentvolumeclaims", verbs=("list",), why="say which model files stay"),
 )
+LEAVE: Final = (
+    Permission(
+        group="serving.ai", resource="llmclusters", verbs=("list", "patch"), why="finalizers of a deleted operator"
+    ),
+    Permission(group="", resource="pods", verbs=("list",), scope=Scope.OWN, why="wait until the operator has ended"),
+    Permission(
+        group="coordination.k8s.io",
+        resource="leases",
+        verbs=("get", "delete"),
+        scope=Scope.OWN,
+        named=True,
+        why="the next operator leads at once",
+    ),
+)
 COMPONENTS: Final[Mapping[str, tuple[Permission, ...]]] = {
     "operator": OPERATOR,
+    "autoscaler": AUTOSCALER,
     "route-sync": ROUTE_SYNC,
     "uninstall": UNINSTALL,
+    "leave": LEAVE,
 }
 
 

@@ -1,4 +1,5 @@
-"""`llmfleet uninstall`: drain and delete the instances of a release, before Helm deletes their operator.
+"""`llmfleet uninstall`: drain and delete the instances of a release, before Helm deletes their operator; or, with
+`--operator`, let go of what is left after it did.
 
 In: a namespace and a release. Out: progress lines, and exit code 0, always: a `helm uninstall` must never hang on us.
 Autoscalers go first, or they would replace what is deleted; then the instances, through their drain; then, when nobody
@@ -21,6 +22,7 @@ from llmfleet.kube.errors import Conflict, Forbidden, KubeError, NotFound
 from llmfleet.kube.execute import execute
 from llmfleet.kube.refs import AUTOSCALER, CLAIM, LLMCLUSTER, Kind, Manifest, ref_of, uid_of
 from llmfleet.kube.transport.client import Transport, find_credentials
+from llmfleet.uninstall.client import Release
 from llmfleet.uninstall.progress import Deleted, Wait, belongs, describe, overdue, plan_strip, shows_life
 
 USER_AGENT: Final = f"llmfleet-uninstall/{names.VERSION}"
@@ -33,8 +35,22 @@ Say = Callable[[str], None]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--namespace", required=True, metavar="NS", help="Namespace of the release.")
-@click.option("--release", required=True, metavar="NAME", help="Name of the Helm release.")
+@click.option(
+    "--namespace",
+    "namespaces",
+    multiple=True,
+    metavar="NS",
+    help="Namespace of the release. With --operator: a namespace that it watched; repeat it. Default then: all.",
+)
+@click.option("--release", metavar="NAME", help="Drain and delete the instances of this Helm release.")
+@click.option(
+    "--operator",
+    metavar="NS/RELEASE",
+    help="Instead: take this operator's finalizers off, after it was deleted; its instances keep running.",
+)
+@click.option(
+    "--lease", "leases", multiple=True, metavar="NAME", help="With --operator: its Lease, to delete; repeat it."
+)
 @click.option(
     "--timeout",
     type=click.FloatRange(1, 86_400),
@@ -44,14 +60,35 @@ Say = Callable[[str], None]
     help="When finalizers are taken off whatever happens.",
 )
 @click.option("--kubeconfig", metavar="FILE", help="Kubeconfig to use instead of the pod's own account.")
-def command(namespace: str, release: str, timeout: float, kubeconfig: str | None) -> None:
-    """Drain and delete the instances of a release before it goes."""
+def command(
+    namespaces: tuple[str, ...],
+    release: str | None,
+    operator: str | None,
+    leases: tuple[str, ...],
+    timeout: float,
+    kubeconfig: str | None,
+) -> None:
+    """Drain and delete the instances of a release before it goes; or let go of what a deleted operator held."""
+    check_choice(namespaces, release, operator)
     try:
         credentials = find_credentials(kubeconfig)
     except Exception as error:
         raise click.UsageError(f"cannot log in to a cluster: {error}; pass --kubeconfig FILE") from error
     api = Api(Transport(credentials, user_agent=USER_AGENT), manager=MANAGER)
-    Uninstall(api, namespace, release, timeout, say=click.echo).run()
+    if operator:
+        Release(api, operator, namespaces=namespaces, leases=leases, timeout=timeout, say=click.echo).run()
+    elif release:
+        Uninstall(api, namespaces[0], release, timeout, say=click.echo).run()
+
+
+def check_choice(namespaces: tuple[str, ...], release: str | None, operator: str | None) -> None:
+    """A release in one namespace, or an operator; else one line that says what to write."""
+    if bool(release) == bool(operator):
+        raise click.UsageError("write --release NAME, or --operator NS/RELEASE, and not both")
+    if release and len(namespaces) != 1:
+        raise click.UsageError("--release NAME needs one --namespace NS, where its instances are")
+    if operator and not all(operator.partition("/")):
+        raise click.UsageError(f"--operator {operator!r} is not NS/RELEASE, such as llmfleet-system/llmfleet")
 
 
 class Uninstall:

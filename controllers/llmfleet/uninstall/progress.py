@@ -87,6 +87,11 @@ def our_finalizers(obj: Manifest) -> list[str]:
     return [name for name in obj["metadata"].get("finalizers") or () if name.startswith(OUR_FINALIZERS)]
 
 
+def is_held_by(obj: Manifest, operator: str) -> bool:
+    """The operator `<namespace>/<release>` manages it, by its own mark."""
+    return (obj["metadata"].get("annotations") or {}).get(names.MANAGED_BY_ANNOTATION) == operator
+
+
 def plan_strip(obj: Manifest) -> MergePatch:
     """Take our finalizers off and leave everybody else's, if nobody wrote meanwhile."""
     others = [name for name in obj["metadata"].get("finalizers") or () if not name.startswith(OUR_FINALIZERS)]

@@ -16,7 +16,7 @@ from fakes.apiserver import Apiserver, free_ports, kubeconfig_content
 from fakes.scripted import eventually
 from llmfleet.kube.client import Api
 from llmfleet.kube.permissions import COMPONENTS, Permission, Scope
-from llmfleet.kube.refs import CLAIM, CONFIGMAP, LLMCLUSTER, POD, STATEFULSET, Ref
+from llmfleet.kube.refs import CLAIM, CONFIGMAP, LEASE, LLMCLUSTER, POD, STATEFULSET, Ref
 
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 CONFIGMAP_NAME = "rel-router-backends"
@@ -183,6 +183,25 @@ def test_a_whole_life_needs_no_right_that_is_not_in_the_table(
         assert "forbidden" not in written.lower()
     assert 'code="403"' not in text
     assert "Forbidden" not in text
+
+
+def test_what_follows_a_deleted_operator_needs_its_own_rights_only(
+    server: Apiserver, namespace: str, tmp_path: Path
+) -> None:
+    manifest = cluster(namespace)
+    manifest["metadata"] |= {"annotations": {"serving.ai/managed-by": f"{namespace}/rel"}}
+    manifest["metadata"] |= {"finalizers": ["serving.ai/drain"]}
+    server.call("POST", LLMCLUSTER.path(namespace), manifest)
+    lease = {"metadata": {"name": "llmfleet-operator"}, "apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
+    server.call("POST", LEASE.path(namespace), lease)
+    command = [sys.executable, "-m", "llmfleet", "uninstall", "--operator", f"{namespace}/rel"]
+    command += ["--namespace", namespace, "--lease", "llmfleet-operator"]
+    command += ["--kubeconfig", str(account(server, namespace, "leave", tmp_path))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "took the finalizer off" in done.stdout
+    assert "deleted Lease" in done.stdout
+    assert "forbidden" not in done.stdout.lower()
 
 
 def deleted_by_the_operator(server: Apiserver, namespace: str) -> bool:
