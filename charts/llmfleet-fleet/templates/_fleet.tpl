@@ -8,6 +8,11 @@
 {{- printf "%s-backends" (include "llmfleet-fleet.routerName" .) -}}
 {{- end }}
 
+{{- /* llmfleet-fleet.clusterSelector: which LLMClusters of the namespace the router serves; nothing for all. Takes: the root. */}}
+{{- define "llmfleet-fleet.clusterSelector" -}}
+{{- .Values.router.clusterSelector | default (printf "app.kubernetes.io/instance=%s" .Release.Name) | trimAll "*" -}}
+{{- end }}
+
 {{- /* llmfleet-fleet.redisName: name of the Redis objects. Takes: the root. */}}
 {{- define "llmfleet-fleet.redisName" -}}
 {{- include "llmfleet.name" (dict "root" . "parts" (list "redis")) -}}

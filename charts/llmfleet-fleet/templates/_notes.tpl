@@ -29,8 +29,12 @@ No model is served yet. Name one under `models`, for instance in a file for --va
 See the instances, and why each is in its state:
 
   kubectl --namespace {{ $namespace }} get llmc
+{{- if .Values.router.enabled }}
+
+The router also serves LLMClusters that you apply here yourself, if they match: {{ include "llmfleet-fleet.clusterSelector" . | default "(all of this namespace)" }}
+{{- end }}
 
 `helm uninstall` first drains and deletes the instances
 {{- if not .Values.uninstall.enabled }} only when uninstall.enabled is true: it is false here, so delete them yourself before{{ end }}.
-It leaves the CRDs{{ if not .Chart.IsRoot }}, the operator's Lease{{ end }}{{ if and .Values.redis.enabled .Values.redis.persistence.enabled }}, the volume claim of Redis{{ end }} and the claims of model caches that do not say deleteWithInstance.
+It leaves the CRDs{{ if and .Values.redis.enabled .Values.redis.persistence.enabled }}, the volume claim of Redis{{ end }} and the claims of model caches that do not say deleteWithInstance.
 {{- end }}

@@ -255,6 +255,7 @@ class ClusterController:
             rivals=self._rivals(key) if restart.half_placed(instance) else frozenset(),
             warmed=self._warmed(instance),
             figures=self._figures(key, cluster, instance) if turn and instance.serves else None,
+            unrouted=self._unrouted(cluster, spec) if instance.all_ready else "",
             namespace_gone=instance.deleting is not None and self._namespace_gone(key.namespace),
             reported=self._reported.get(key),
         )
@@ -425,6 +426,11 @@ class ClusterController:
         port = instance.spec.network.base_port if instance.spec else names.ENGINE_PORT
         look = self._prober.engine(key, leader.uid, leader.address, port)
         return replace(facts, serving=look.serving, idle_looks=look.idle_looks)
+
+    def _unrouted(self, cluster: Manifest, spec: Spec | None) -> str:
+        if spec is None or not spec.router.enabled:
+            return ""
+        return traffic.why_unrouted(self._caches.backends.list(cluster["metadata"]["namespace"]), cluster)
 
     def _published(self, key: Key, configmap: Manifest) -> Published:
         document = traffic.read_document(configmap)

@@ -98,6 +98,8 @@ class Facts:
     """Container of rank 0 that answered the warm-up request since the last pass."""
     figures: tuple[Figures, Figures] | None = None
     """Router counters of this instance and of the rest of its fleet."""
+    unrouted: str = ""
+    """Why no router of the namespace serves it; empty when one does, or when there is none."""
     namespace_gone: bool = False
     reported: datetime | None = None
     """When the status was written last; None when that is long ago."""
@@ -177,7 +179,13 @@ def decide_life(facts: Facts, now: datetime) -> Outcome:
     if choice.move in (Move.PROVING, Move.SETTLED) and timed_out and (timeout := restart.time_out(instance, now)):
         instance = replace(instance, records=timeout)
     draining = (instance.draining or now) if choice.move in DRAINING_MOVES else None
-    situation = Situation(instance=instance, choice=choice, drained=drained if draining else None, timed_out=timed_out)
+    situation = Situation(
+        instance=instance,
+        choice=choice,
+        drained=drained if draining else None,
+        timed_out=timed_out,
+        unrouted=facts.unrouted,
+    )
     state = derive_state(situation)
     removals = removals_of(facts, instance, step, choice, lifecycle, now)
     if any(removal.rank.scheduled and restart.half_placed(instance) for removal in removals):

@@ -44,6 +44,7 @@ class Situation:
     choice: Choice
     drained: Drained | None
     timed_out: str = ""
+    unrouted: str = ""
 
 
 def derive_state(situation: Situation) -> State:
@@ -82,7 +83,8 @@ def derive_serving(situation: Situation) -> State:
         return State(
             ready=True, reason=waiting, message=choice.message, reconciling=waiting is not Reason.UPDATE_PAUSED
         )
-    return State(ready=True, reason=Reason.SERVING, message="all ranks are ready", reconciling=False)
+    message = "; ".join(filter(None, ("all ranks are ready", situation.unrouted)))
+    return State(ready=True, reason=Reason.SERVING, message=message, reconciling=False)
 
 
 def derive_not_serving(situation: Situation) -> State:

@@ -5,7 +5,7 @@ In: backends ConfigMaps, router pods, labels. Out: matches and `offers`. It neve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from llmfleet import names
 from llmfleet.api.document import Document, DocumentError, State, parse_document
@@ -21,6 +21,15 @@ def concerned(configmaps: Iterable[Manifest], cluster: Manifest) -> Iterator[Man
     for configmap in configmaps:
         if matches(annotation(configmap, names.CLUSTER_SELECTOR_ANNOTATION), labels):
             yield configmap
+
+
+def why_unrouted(configmaps: Sequence[Manifest], cluster: Manifest) -> str:
+    """A sentence when there are routers in the namespace and none of them takes the instance in."""
+    if not configmaps or any(concerned(configmaps, cluster)):
+        return ""
+    selectors = {each["metadata"]["name"]: annotation(each, names.CLUSTER_SELECTOR_ANNOTATION) for each in configmaps}
+    asked = ", ".join(f"{name} asks for {selector}" for name, selector in sorted(selectors.items()))
+    return f"no router serves it, because of its labels ({asked})"
 
 
 def routers_of(configmap: Manifest, pods: Iterable[Manifest]) -> list[Manifest]:

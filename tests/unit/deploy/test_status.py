@@ -40,6 +40,26 @@ def test_an_instance_goes_from_starting_to_serving_and_says_its_figures() -> Non
     assert status["restarts"] == 0
 
 
+@pytest.mark.parametrize(
+    ("selector", "router", "said"),
+    [
+        ("app.kubernetes.io/instance=rel", {}, True),
+        ("serving.ai/fleet=f", {}, False),
+        ("", {}, False),
+        ("app.kubernetes.io/instance=rel", {"enabled": False}, False),
+    ],
+)
+def test_an_instance_that_no_router_selects_says_which_labels_are_asked_for(
+    selector: str, router: dict[str, Any], said: bool
+) -> None:
+    world = World()
+    world.serve_routers(selector)
+    world.create("a", fleet="f", router=router)
+    world.run(60, until=world.all_serving)
+    asked = "; no router serves it, because of its labels (backends asks for app.kubernetes.io/instance=rel)"
+    assert world.message("a") == f"all ranks are ready{asked if said else ''}"
+
+
 def test_the_warm_up_request_comes_before_traffic() -> None:
     world = World()
     world.hang_prober = True
@@ -128,13 +148,20 @@ def test_the_operators_figures_use_the_same_words() -> None:
     assert world.measured("instances", "Draining") == 0
 
 
+OF_AN_INSTANCE = [
+    ConditionType.READY,
+    ConditionType.RECONCILING,
+    ConditionType.PROGRESSING,
+    ConditionType.DEGRADED,
+    ConditionType.STALLED,
+]
 FLAGS = st.fixed_dictionaries({flag: st.booleans() for flag in ("ready", "reconciling", "degraded", "stalled")})
 
 
 @given(flags=FLAGS)
 def test_conditions_have_every_type_once_with_the_states_reason(flags: dict[str, Any]) -> None:
     built = conditions(State(reason=Reason.STARTING, message="m", **flags))
-    assert [item.type for item in built] == list(ConditionType)
+    assert [item.type for item in built] == OF_AN_INSTANCE
     assert {item.reason for item in built} == {"Starting"}
     assert all(item.message == "m" for item in built if item.true or item.type == "Ready")
 

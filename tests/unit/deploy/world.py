@@ -510,9 +510,9 @@ class World:
         process.requests = [end for end in process.requests if end > self.now]
         return None
 
-    def serve_routers(self) -> None:
+    def serve_routers(self, selector: str = "") -> None:
         """A release's router and its ConfigMap, for what asks routers by name."""
-        annotations = {names.CLUSTER_SELECTOR_ANNOTATION: "", names.ROUTER_SELECTOR_ANNOTATION: "app=router"}
+        annotations = {names.CLUSTER_SELECTOR_ANNOTATION: selector, names.ROUTER_SELECTOR_ANNOTATION: "app=router"}
         metadata = {"name": "backends", "namespace": "d", "annotations": annotations}
         self.store(CONFIGMAP, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})
         pod = {"name": "router", "uid": "router", "labels": {"app": "router"}}
