@@ -18,6 +18,7 @@ ROLES: Final[dict[str, tuple[str, str]]] = {
     "router": ("llmfleet.router.main:command", "Serve the OpenAI API and relay each request to an engine."),
     "route-sync": ("llmfleet.route.sync.main:command", "Keep one file equal to one ConfigMap."),
     "backends": ("llmfleet.router.main:backends_command", "Print a backends document for engines given by URL."),
+    "keys": ("llmfleet.router.main:keys_command", "Make API keys, and the hashes a keys file holds."),
     "uninstall": ("llmfleet.uninstall.main:command", "Drain and delete the instances of a release before it goes."),
     "helm-test": ("llmfleet.helmtest.main:command", "Check a running release from inside the cluster."),
 }

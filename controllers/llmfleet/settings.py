@@ -23,16 +23,24 @@ class UnreadableSettings(ValueError):
 
 def read_settings_file(path: str | None) -> object:
     """Return what a YAML settings file holds; no file reads as an empty one."""
-    import yaml
-
     if path is None:
         return None
     try:
-        return yaml.safe_load(Path(path).read_bytes())
+        return parse_yaml(Path(path).read_bytes())
     except OSError as error:
         raise UnreadableSettings(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UnreadableSettings(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except UnreadableSettings as error:
+        raise UnreadableSettings(f"{path}: {error}") from None
+
+
+def parse_yaml(data: bytes) -> object:
+    """Return what YAML, or JSON, says."""
+    import yaml
+
+    try:
+        return yaml.safe_load(data)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UnreadableSettings(f"not YAML: {' '.join(str(error).split())}") from None
 
 
 def pod_name() -> str:

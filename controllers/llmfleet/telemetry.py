@@ -67,7 +67,9 @@ SECONDS: Final = (
     *(2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0),
 )
 MAX_MODEL_LABELS: Final = 1000
+MAX_TENANT_LABELS: Final = 1000  # of one model
 OTHER_MODELS: Final = "other"
+OTHERS: Final = "other"
 
 
 class Histogram:
@@ -96,18 +98,38 @@ class Histogram:
 class ModelStats:
     """What happened to one model's requests in this process."""
 
-    __slots__ = ("duration", "in_flight", "phases", "refusals", "requests", "retries", "truncated", "ttft", "ways")
+    __slots__ = (
+        "duration",
+        "in_flight",
+        "phases",
+        "refusals",
+        "requests",
+        "retries",
+        "tokens",
+        "truncated",
+        "ttft",
+        "ways",
+    )
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[int, str]] = Counter()  # by status and outcome
         self.retries: Counter[str] = Counter()
         self.truncated: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
+        self.tokens: dict[str, list[int]] = {}  # of prompts and of answers, by tenant
         self.in_flight = 0
         self.ttft = Histogram()
         self.duration = Histogram()
         self.ways: Counter[str] = Counter()  # of a disaggregated model's requests
         self.phases: dict[str, Histogram] = {}
+
+    def count_tokens(self, tenant: str, prompt: int, completion: int) -> None:
+        counts = self.tokens.get(tenant)
+        if counts is None:
+            name = tenant if len(self.tokens) < MAX_TENANT_LABELS else OTHERS
+            counts = self.tokens.setdefault(name, [0, 0])
+        counts[0] += prompt
+        counts[1] += completion
 
     def phase(self, name: str, seconds: float) -> None:
         """Time one part of the time to first token of a split request."""
@@ -149,6 +171,10 @@ class RouterMetrics:
         self._models: dict[str, ModelStats] = {}
         self.document_errors = 0
         self.document_loads = 0
+        self.keys_loads = 0
+        self.keys_errors = 0
+        self.access_log_dropped = 0
+        self.quota_refusals: dict[tuple[str, str], int] = {}  # by tenant and limit
         self.connections_refused = 0
 
     def model(self, name: str) -> ModelStats:
@@ -164,6 +190,7 @@ class RouterMetrics:
         state = self._gauges()
         yield from self._counters()
         yield from self._histograms()
+        yield from self._tenants()
         yield from _endpoint_families(state.endpoints)
         yield from _split_families(self._models.items(), state.handoffs)
         yield from self._process(state)
@@ -212,6 +239,38 @@ class RouterMetrics:
                 duration.add_metric([name], stats.duration.buckets(), stats.duration.total)
         yield ttft
         yield duration
+
+    def _tenants(self) -> Iterator[Metric]:
+        labels = ["model", "tenant"]
+        prompt = CounterMetricFamily(
+            "llmfleet_router_prompt_tokens", "Tokens of prompts, as engines counted them or estimated.", labels=labels
+        )
+        completion = CounterMetricFamily(
+            "llmfleet_router_completion_tokens",
+            "Tokens of answers, as engines counted them or, for those that broke off, estimated.",
+            labels=labels,
+        )
+        for model, stats in self._models.items():
+            for tenant, counts in list(stats.tokens.items()):
+                prompt.add_metric([model, tenant], counts[0])
+                completion.add_metric([model, tenant], counts[1])
+        quota = CounterMetricFamily(
+            "llmfleet_router_quota_refusals",
+            "Requests over a tenant's limit: requests, tokens, concurrency.",
+            labels=["tenant", "limit"],
+        )
+        for (tenant, limit), count in self.quota_refusals.items():
+            quota.add_metric([tenant, limit], count)
+        yield from (prompt, completion, quota)
+        yield CounterMetricFamily("llmfleet_router_keys_loads", "Keys files adopted.", self.keys_loads)
+        yield CounterMetricFamily(
+            "llmfleet_router_keys_errors", "Keys files refused; the last good one stayed.", self.keys_errors
+        )
+        yield CounterMetricFamily(
+            "llmfleet_router_access_log_dropped",
+            "Access-log lines lost, as they could not be written fast enough.",
+            self.access_log_dropped,
+        )
 
     def _process(self, state: RouterGauges) -> Iterator[Metric]:
         in_flight = GaugeMetricFamily(

@@ -45,10 +45,17 @@ def endpoint(engine: Engine, name: str, **changes: Any) -> Endpoint:
 
 
 class Bed:
-    def __init__(self, *behaviours: Behaviour, settings: dict[str, Any] | None = None, slots: int = 256) -> None:
+    def __init__(
+        self,
+        *behaviours: Behaviour,
+        settings: dict[str, Any] | None = None,
+        slots: int = 256,
+        tenants: dict[str, Any] | None = None,
+    ) -> None:
         self.engines = [Engine(behave=b) for b in behaviours or (ok(),)]
         self._settings = parse_settings(settings)
         self.slots = slots
+        self._tenants = tenants  # what a keys file says; None: there is no such file
         self._generation = 0
 
     async def __aenter__(self) -> Bed:
@@ -58,7 +65,20 @@ class Bed:
             await engine.start()
         self.publish()
         listen = Listen(host="127.0.0.1", port=0, admin_port=0)
-        self.app = App(settings=self._settings, backends=self.path, listen=listen, pod="router-0", wall_clock=time.time)
+        keys = os.path.join(self._directory.name, "keys.yaml") if self._tenants is not None else None
+        if keys is not None:
+            self.keys = keys
+            self.replace(json.dumps({"tenants": self._tenants}).encode(), keys)
+        self._access_log = open(os.path.join(self._directory.name, "access.log"), "w+b")  # noqa: SIM115
+        self.app = App(
+            settings=self._settings,
+            backends=self.path,
+            listen=listen,
+            pod="router-0",
+            wall_clock=time.time,
+            keys=keys,
+            access_log=self._access_log.fileno(),
+        )
         await self.app.start()
         self.router = self.app.router
         self.port = self.app.port
@@ -68,6 +88,7 @@ class Bed:
         await self.app.close()
         for engine in self.engines:
             await engine.stop()
+        self._access_log.close()
         self._directory.cleanup()
 
     def publish(self, **changes: dict[str, Any]) -> int:
@@ -83,11 +104,23 @@ class Bed:
         self.replace(render(document))
         return document.generation
 
-    def replace(self, data: bytes) -> None:
+    def replace(self, data: bytes, path: str | None = None) -> None:
         """Replace the file as route-sync does: a new inode, moved into place."""
-        with open(self.path + ".new", "wb") as file:
+        path = path or self.path
+        with open(path + ".new", "wb") as file:
             file.write(data)
-        os.rename(self.path + ".new", self.path)
+        os.rename(path + ".new", path)
+
+    async def access_log(self, lines: int = 1) -> list[dict[str, Any]]:
+        """Return the lines of the access log, once there are so many."""
+        path = os.path.join(self._directory.name, "access.log")
+
+        def found() -> list[bytes]:
+            with open(path, "rb") as file:
+                return file.read().splitlines()
+
+        await self.until(lambda: len(found()) >= lines, f"{lines} lines in the access log")
+        return [json.loads(line) for line in found()]
 
     async def until(self, condition: Callable[[], bool], what: str = "the condition") -> None:
         for _ in range(3000):

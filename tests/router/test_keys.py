@@ -28,13 +28,19 @@ RING = ring(
 
 
 def test_both_live_keys_of_a_tenant_find_it_and_nothing_else_does():
-    assert RING.find((b"sk-old",)).name == RING.find((b"sk-new",)).name == "a"
-    assert RING.find((b"sk-other",)).name == "b"
-    for wrong in (b"", b"sk-ol", b"sk-old ", b"SK-OLD", b"\xff", b"x" * 100_000, OLD.encode(), b"sk-old\nsk-new"):
+    assert RING.find((b"Bearer sk-old",)).name == RING.find((b"Bearer sk-new",)).name == "a"
+    assert RING.find((b"Bearer sk-other",)).name == "b"
+    for wrong in (b"", b"sk-ol", b"SK-OLD", b"\xff", b"x" * 100_000, OLD.encode(), b"sk-old\nsk-new"):
         with pytest.raises(Refusal) as refusal:
-            RING.find((wrong,))
+            RING.find((b"Bearer " + wrong,))
         assert refusal.value.status == 401
-    for several in ((), (b"sk-old", b"sk-old"), (b"sk-old", b"sk-other")):
+    for several in (
+        (),
+        (b"sk-old",),
+        (b"Basic sk-old",),
+        (b"Bearer sk-old",) * 2,
+        (b"Bearer sk-old", b"Bearer sk-other"),
+    ):
         with pytest.raises(Refusal):
             RING.find(several)
 
@@ -43,14 +49,14 @@ def test_hashes_that_begin_alike_are_told_apart():
     one, two = keys.Tenant(name="one"), keys.Tenant(name="two")
     digest = sha256(b"sk-1").digest()
     close = digest[:-1] + bytes([digest[-1] ^ 1])
-    assert keys.Keyring({close: two, digest: one}).find((b"sk-1",)) is one
+    assert keys.Keyring({close: two, digest: one}).find((b"Bearer sk-1",)) is one
     with pytest.raises(Refusal):
-        keys.Keyring({close: two}).find((b"sk-1",))
+        keys.Keyring({close: two}).find((b"Bearer sk-1",))
 
 
 def test_every_wrong_key_gets_the_same_answer():
     answers = set()
-    for credentials in ((), (b"",), (b"sk-ol",), (b"sk-old", b"x"), (b"\xff" * 50,)):
+    for credentials in ((), (b"",), (b"Bearer sk-ol",), (b"Bearer sk-old", b"x"), (b"\xff" * 50,)):
         with pytest.raises(Refusal) as refusal:
             RING.find(credentials)
         answers.add(errors.render(refusal.value, Dialect.CHAT))
@@ -61,7 +67,7 @@ def test_401_and_403_have_the_shape_of_each_api():
     with pytest.raises(Refusal) as no_key:
         RING.find(())
     with pytest.raises(Refusal) as no_model:
-        keys.check_model(RING.find((b"sk-old",)), "secret-model")
+        keys.check_model(RING.find((b"Bearer sk-old",)), "secret-model")
     assert "secret" not in no_model.value.message
     for refusal, status, code, kind in (
         (no_key.value, 401, "invalid_api_key", "authentication_error"),
@@ -76,26 +82,28 @@ def test_401_and_403_have_the_shape_of_each_api():
 
 
 def test_a_tenant_may_use_its_models_and_all_if_it_names_none():
-    a, b = RING.find((b"sk-old",)), RING.find((b"sk-other",))
+    a, b = RING.find((b"Bearer sk-old",)), RING.find((b"Bearer sk-other",))
     keys.check_model(a, "x/y")
     keys.check_model(b, "anything")
     assert not a.may_use("M") and not a.may_use("m/") and not a.may_use("")
 
 
 def test_what_a_tenant_may_is_read_and_the_rest_is_without_bound():
-    a, b = RING.find((b"sk-old",)), RING.find((b"sk-other",))
+    a, b = RING.find((b"Bearer sk-old",)), RING.find((b"Bearer sk-other",))
     assert (a.rpm, a.tokens_per_minute, a.concurrency, a.weight, a.queue_share) == (60, 0, 0, 2.5, 1.0)
     assert (b.rpm, b.tokens_per_minute, b.concurrency, b.weight, b.queue_share) == (0, 1000, 3, 1.0, 0.25)
     assert (a.klass, keys.ANONYMOUS.klass, b.klass) == (0, 1, 2)
 
 
 def test_engines_get_a_salt_per_tenant_and_a_priority_per_class():
-    ours = [json.loads(b"{" + RING.find((key,)).ours[1:] + b"}") for key in (b"sk-old", b"sk-new", b"sk-other")]
+    ours = [
+        json.loads(b"{" + RING.find((b"Bearer " + key,)).ours[1:] + b"}") for key in (b"sk-old", b"sk-new", b"sk-other")
+    ]
     assert ours[0] == ours[1] and ours[0]["cache_salt"] != ours[2]["cache_salt"]
     assert [o["priority"] for o in ours] == [-10, -10, 10]
     assert all(o["cache_salt"].isalnum() and len(o["cache_salt"]) == 32 for o in ours)
     plain = parse_keys({"tenants": {"a": {"keys": [OLD]}}}, CLASSES, DEFAULT_CLASS, salted=False)
-    assert plain.find((b"sk-old",)).ours == b"" == keys.ANONYMOUS.ours
+    assert plain.find((b"Bearer sk-old",)).ours == b"" == keys.ANONYMOUS.ours
 
 
 @pytest.mark.parametrize(

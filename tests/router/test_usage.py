@@ -141,10 +141,11 @@ def test_counts_of_a_stream_only_grow():
 
 def test_a_line_is_one_json_object_and_says_which_counts_are_exact():
     record = Record(
-        request_id="req-1",
+        at=0,
+        request_id=b"req-1",
         tenant="a",
         model="m",
-        route="/v1/chat/completions",
+        route=b"/v1/chat/completions",
         status=200,
         outcome="complete",
         reason="",

@@ -348,11 +348,11 @@ class Answer:
         failed = status >= 500
         return Ended("failed" if failed else "complete", failed, keep_alive)
 
-    def used(self, size: int) -> Usage:
-        """Return what the answer used as far as it came; `size` is the request's, for what no engine counted."""
+    def used(self, size: int, broken: bool) -> Usage | None:
+        """Return what an engine counted, or for an answer that broke an estimate; `size` is the request's."""
         scanner = self._scanner
         counted = self._told if scanner is None else scanner.usage
-        if counted is not None and (scanner is None or scanner.terminal):
+        if not broken or (counted is not None and (scanner is None or scanner.terminal)):
             return counted
         return usage.estimate(size, 0 if scanner is None else scanner.tokens(), counted)
 

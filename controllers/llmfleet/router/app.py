@@ -14,15 +14,19 @@ import resource
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 
 from llmfleet.api.document import DocumentError, Role, parse_document
-from llmfleet.router.limits import Settings, max_connections
+from llmfleet.router.keys import KeysError, parse_keys
+from llmfleet.router.limits import DEFAULT_CLASS, Settings, max_connections
 from llmfleet.router.pick import view
 from llmfleet.router.proxy import Client, Router
+from llmfleet.router.usage import Record, line
+from llmfleet.settings import UnreadableSettings, parse_yaml
 from llmfleet.telemetry import EndpointGauges, HandoffGauges, RouterGauges, RouterMetrics
 
 log = logging.getLogger(__name__)
@@ -32,6 +36,8 @@ SWEEP_SECONDS: Final = 0.25
 DRAIN_POLL_SECONDS: Final = 0.1
 FLUSH_SECONDS: Final = 1.0
 BACKLOG: Final = 4096
+STDOUT: Final = 1
+MAX_RECORDS: Final = 100_000  # of the access log that wait while it cannot be written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +49,15 @@ class Listen:
     admin_port: int
 
 
-class Watch:
-    """Keeps the router's fleet equal to the last valid backends file; one `stat` per look."""
+class FileWatch:
+    """Looks at a file and hands over what it holds when it is another one; one `stat` per look."""
 
-    def __init__(self, path: str, router: Router, wall_clock: Callable[[], float]) -> None:
-        self._path, self._router, self._wall_clock = path, router, wall_clock
+    what = ""  # the file is, in log lines
+
+    def __init__(self, path: str, router: Router) -> None:
+        self._path, self._router = path, router
         self._seen: tuple[int, int, int] | None = None
         self._complained = ""
-        self.adopted_at: float | None = None
 
     def look(self) -> None:
         """Read the file if it is another one than last time."""
@@ -69,6 +76,28 @@ class Watch:
         self._adopt(data)
 
     def _adopt(self, data: bytes) -> None:
+        """Use what the file holds, or complain."""
+        raise NotImplementedError
+
+    def _complain(self, message: str, *, counted: bool) -> None:
+        """Say once why the file is not used; what was last good stays."""
+        if message != self._complained:
+            self._complained = message
+            fields = {"path": self._path, "reason": message, "counted": counted}
+            log.warning(f"{self.what} not adopted, keeping the last good one", extra={"fields": fields})
+
+
+class Watch(FileWatch):
+    """Keeps the router's fleet equal to the last valid backends file."""
+
+    what = "backends document"
+
+    def __init__(self, path: str, router: Router, wall_clock: Callable[[], float]) -> None:
+        super().__init__(path, router)
+        self._wall_clock = wall_clock
+        self.adopted_at: float | None = None
+
+    def _adopt(self, data: bytes) -> None:
         router = self._router
         try:
             document = parse_document(data)
@@ -80,6 +109,7 @@ class Watch:
         for backend in router.fleet.apply(document):
             while backend.idle:
                 backend.idle.pop().transport.abort()
+        router.quotas.fraction = 1 / max(1, len(document.peers))
         router.loaded = True
         router.loaded_at = self._wall_clock()
         self.adopted_at = router.loop.time()
@@ -87,12 +117,70 @@ class Watch:
         fields = {"generation": document.generation, "models": len(document.models)}
         log.info("backends document adopted", extra={"fields": fields})
 
-    def _complain(self, message: str, *, counted: bool) -> None:
-        """Say once why the file is not used; the last good document stays."""
-        if message != self._complained:
-            self._complained = message
-            fields = {"path": self._path, "reason": message, "counted": counted}
-            log.warning("backends document not adopted, keeping the last good one", extra={"fields": fields})
+
+class KeysWatch(FileWatch):
+    """Keeps the router's keyring equal to the last valid keys file; without one nobody is let in."""
+
+    what = "keys file"
+
+    def _adopt(self, data: bytes) -> None:
+        router = self._router
+        settings = router.settings
+        try:
+            salted = settings.body.cache_salt == "tenant"
+            keyring = parse_keys(parse_yaml(data), settings.classes, DEFAULT_CLASS, salted=salted)
+        except (KeysError, UnreadableSettings) as error:
+            router.metrics.keys_errors += 1
+            self._complain(str(error), counted=True)
+            return
+        self._complained = ""
+        router.keyring = keyring
+        router.quotas.keep(keyring.tenants)
+        router.metrics.keys_loads += 1
+        log.info("keys file adopted", extra={"fields": {"tenants": len(keyring.tenants)}})
+
+
+class AccessLog:
+    """Writes what the router recorded, a few times a second and beside the event loop: a slow reader stops nobody."""
+
+    def __init__(self, router: Router, descriptor: int, wall_clock: Callable[[], float]) -> None:
+        self._router, self._descriptor, self._wall_clock = router, descriptor, wall_clock
+        self._writing: asyncio.Future[None] | None = None
+
+    def flush(self) -> None:
+        """Hand over what there is; while the last lot is still being written, records wait, but not without end."""
+        router = self._router
+        router.wall_offset = self._wall_clock() - router.loop.time()
+        if not router.records:
+            return
+        if self._writing is not None and not self._writing.done():
+            surplus = len(router.records) - MAX_RECORDS
+            if surplus > 0:
+                del router.records[:surplus]
+                router.metrics.access_log_dropped += surplus
+            return
+        records, router.records = router.records, []
+        self._writing = router.loop.run_in_executor(None, self._write, records)
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._router.records:
+            self._write(self._router.records)
+            self._router.records = []
+
+    def _write(self, records: list[Record]) -> None:
+        data = memoryview(b"".join(line(record, rfc3339(record.at)) for record in records))
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except OSError as error:
+            self._router.metrics.access_log_dropped += len(records)
+            log.warning("access log not written", extra={"fields": {"reason": error.strerror}})
+
+
+def rfc3339(seconds: float) -> str:
+    """Write a wall-clock time in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def gauges(router: Router, watch: Watch) -> RouterGauges:
@@ -192,14 +280,24 @@ class App:
     """One router with its listeners and timers."""
 
     def __init__(
-        self, *, settings: Settings, backends: str, listen: Listen, pod: str, wall_clock: Callable[[], float]
+        self,
+        *,
+        settings: Settings,
+        backends: str,
+        listen: Listen,
+        pod: str,
+        wall_clock: Callable[[], float],
+        keys: str | None = None,
+        access_log: int = STDOUT,
     ) -> None:
         self._loop = loop = asyncio.get_running_loop()
         self._listen = listen
         metrics = RouterMetrics(lambda: gauges(self.router, self.watch))
-        self.router = Router(loop, settings, metrics)
+        self.router = Router(loop, settings, metrics, keyed=keys is not None)
         self.router.max_connections = max_connections(settings.limits, raise_open_files())
         self.watch = Watch(backends, self.router, wall_clock)
+        self.keys = KeysWatch(keys, self.router) if keys is not None else None
+        self.access_log = AccessLog(self.router, access_log, wall_clock)
         registry = registry_of(metrics)
         self._runner = web.AppRunner(admin(self.router, registry, pod), access_log=None, shutdown_timeout=1)
         if settings.redis.url:
@@ -211,8 +309,11 @@ class App:
         self.port = self.admin_port = 0
 
     async def start(self) -> None:
-        """Read the backends once, then listen."""
+        """Read the files once, then listen."""
         self.watch.look()
+        if self.keys is not None:
+            self.keys.look()
+        self.access_log.flush()
         loop, listen = self._loop, self._listen
         self._server = await loop.create_server(lambda: Client(self.router), listen.host, listen.port, backlog=BACKLOG)
         await self._runner.setup()
@@ -223,6 +324,7 @@ class App:
             self.router.jobs.start()
         self._timers = [
             loop.create_task(repeat(WATCH_SECONDS, self.watch.look)),
+            loop.create_task(repeat(FLUSH_SECONDS / 4, self.access_log.flush)),
             loop.create_task(repeat(SWEEP_SECONDS, lambda: self.router.sweep(loop.time()))),
         ]
 
@@ -264,6 +366,7 @@ class App:
             while backend.idle:
                 backend.idle.pop().transport.abort()
         await self._runner.cleanup()
+        self.access_log.close()
 
 
 async def wait(event: asyncio.Event, seconds: float) -> None:
@@ -274,9 +377,16 @@ async def wait(event: asyncio.Event, seconds: float) -> None:
         return
 
 
-async def serve(settings: Settings, backends: str, listen: Listen, pod: str, wall_clock: Callable[[], float]) -> None:
+async def serve(
+    settings: Settings,
+    backends: str,
+    listen: Listen,
+    pod: str,
+    wall_clock: Callable[[], float],
+    keys: str | None = None,
+) -> None:
     """Run until told to stop, then drain."""
-    app = App(settings=settings, backends=backends, listen=listen, pod=pod, wall_clock=wall_clock)
+    app = App(settings=settings, backends=backends, listen=listen, pod=pod, wall_clock=wall_clock, keys=keys)
     stop, now_exit = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:

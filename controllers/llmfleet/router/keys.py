@@ -62,9 +62,9 @@ class Keyring:
             self._shelves.setdefault(digest[:_SHELF], []).append((digest, tenant))
 
     def find(self, credentials: tuple[bytes, ...]) -> Tenant:
-        """Return the tenant of a request's one credential: `Bearer KEY`, or a bare key from `x-api-key`."""
+        """Return the tenant of a request's one credential, written `Bearer KEY`."""
         if len(credentials) == 1:
-            digest = sha256(credentials[0]).digest()
+            digest = sha256(bare(credentials[0])).digest()
             for known, tenant in self._shelves.get(digest[:_SHELF], ()):
                 if hmac.compare_digest(known, digest):
                     return tenant

@@ -6,14 +6,19 @@ to write, and exit code 2. It never talks to Kubernetes.
 
 from __future__ import annotations
 
+import secrets
+import sys
 import time
+from typing import Final
 from urllib.parse import urlsplit
 
 import click
 
 from llmfleet.api.document import Document, DocumentError, Endpoint, Model, parse_document, render, with_generation
 from llmfleet.names import ADMIN_PORT, ENGINE_PORT, ROUTER_PORT
+from llmfleet.router.keys import hashed
 
+MIN_KEY: Final = 20
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 
@@ -22,6 +27,12 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
 @click.option(
     "--backends", required=True, type=click.Path(), help="Backends document, JSON; looked at 10 times a second."
 )
+@click.option(
+    "--keys",
+    "keys_file",
+    type=click.Path(),
+    help="API keys and tenants, YAML; looked at 10 times a second. Without it every client is let in.",
+)
 @click.option("--host", default="", help="Address to listen on; empty means all.")
 @click.option(
     "--port", default=ROUTER_PORT, type=click.IntRange(0, 65535), help="Port for clients; 0 picks a free one."
@@ -29,7 +40,9 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
 @click.option(
     "--admin-port", default=ADMIN_PORT, type=click.IntRange(0, 65535), help="Port for /metrics, /fleet, /drain."
 )
-def command(settings_file: str | None, backends: str, host: str, port: int, admin_port: int) -> None:
+def command(
+    settings_file: str | None, backends: str, keys_file: str | None, host: str, port: int, admin_port: int
+) -> None:
     """Serve the OpenAI API and relay each request to an engine.
 
     SIGTERM drains: unready at once, no new connections after drain.settleSeconds, exit when the open requests are
@@ -49,7 +62,7 @@ def command(settings_file: str | None, backends: str, host: str, port: int, admi
     set_up_logs(settings.log_level)
     listen = Listen(host=host or None, port=port, admin_port=admin_port)
     try:
-        uvloop.run(serve(settings, backends, listen, pod_name(), time.time))
+        uvloop.run(serve(settings, backends, listen, pod_name(), time.time, keys_file))
     except OSError as error:
         raise click.ClickException(f"cannot listen: {error.strerror or error}") from None
 
@@ -74,6 +87,32 @@ def backends_command(models: tuple[str, ...], slots: int) -> None:
     except DocumentError as error:
         raise click.UsageError(str(error)) from None
     click.echo(data, nl=False)
+
+
+@click.command(name="hash", context_settings=CONTEXT)
+def hash_command() -> None:
+    """Read an API key from standard input and print its hash, for `keys` of a tenant in a keys file.
+
+    Line ends around the key do not count. A key must be random: 32 letters or more, as of `openssl rand -hex 32`.
+    """
+    key = sys.stdin.readline().strip()
+    if len(key) < MIN_KEY or not key.isascii() or not key.isprintable() or " " in key:
+        raise click.UsageError(f"write one key of at least {MIN_KEY} letters, digits and signs to standard input")
+    click.echo(hashed(key))
+
+
+@click.command(name="new", context_settings=CONTEXT)
+def new_command() -> None:
+    """Print a new random API key."""
+    click.echo(f"sk-{secrets.token_urlsafe(32)}")
+
+
+keys_command = click.Group(
+    "keys",
+    commands=[hash_command, new_command],
+    help="Make API keys, and the hashes a keys file holds.",
+    context_settings=CONTEXT,
+)
 
 
 def _model(text: str, slots: int) -> tuple[str, Model]:

@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Final, cast
 
 import orjson
 
-from llmfleet.router import errors, http1, policy
+from llmfleet.router import errors, http1, keys, policy, quota
 from llmfleet.router.disagg.relay import exchange_for
 from llmfleet.router.errors import Code, Refusal
+from llmfleet.router.keys import ANONYMOUS, Keyring, Tenant
 from llmfleet.router.limits import Settings
 from llmfleet.router.pick import Backend, Fleet, ModelPool
 from llmfleet.router.relay import Exchange
 from llmfleet.router.sse import Dialect
+from llmfleet.router.usage import Record
 from llmfleet.telemetry import RouterMetrics
 
 if TYPE_CHECKING:  # Redis' client is only for routers with jobs
@@ -59,7 +61,9 @@ CLOSING: Final = Phase.CLOSING
 class Router:
     """What all connections of a process share."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings, metrics: RouterMetrics) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, settings: Settings, metrics: RouterMetrics, *, keyed: bool = False
+    ) -> None:
         self.loop = loop
         self.settings = settings
         self.metrics = metrics
@@ -70,7 +74,13 @@ class Router:
         self.jobs: Jobs | None = None
         self.max_connections = 1
         self.clients: set[Client] = set()
-        self.head_pattern = http1.head_pattern(settings.forward_headers)
+        self.keyed = keyed  # clients need a key
+        self.keyring: Keyring | None = None  # the last good keys file
+        self.quotas = quota.Quotas()
+        metrics.quota_refusals = self.quotas.refused
+        self.records: list[Record] | None = [] if settings.access_log.enabled else None  # for the access log
+        self.wall_offset = 0.0  # from the loop's clock to the wall's
+        self.head_pattern = http1.head_pattern(settings.forward_headers, keyed=keyed)
         # Unique over processes and restarts; engines derive their own ids from it.
         prefix = b"req-" + secrets.token_hex(8).encode()
         self.ids = (b"%b%08x" % (prefix, number) for number in itertools.count())
@@ -97,6 +107,56 @@ class Router:
         stats.requests[(record.answer.status, outcome)] += 1
         if outcome == "complete":
             stats.duration.observe(record.last - record.started)
+        tenant, used = record.tenant, None
+        if record.engine is not None:
+            used = record.answer.used(record.size, outcome in ("truncated", "aborted"))
+        if used is not None:
+            stats.count_tokens(tenant.name, used.prompt, used.completion)
+        if record.lease is not None:
+            record.lease.settle(used.prompt + used.completion if used is not None else 0)
+        if self.records is not None:
+            self.records.append(
+                Record(
+                    request_id=record.request_id,
+                    tenant=tenant.name,
+                    model=record.pool.name,
+                    route=record.route.path,
+                    status=record.answer.status,
+                    outcome=outcome,
+                    reason=record.reason,
+                    attempts=record.attempts,
+                    instance=record.engine.instance if record.engine is not None else "",
+                    queued=record.queued,
+                    ttft=record.ttft,
+                    duration=record.last - record.started,
+                    usage=used,
+                    at=record.last + self.wall_offset,
+                )
+            )
+
+    def refused(self, request_id: bytes, tenant: Tenant, path: bytes, status: int, code: str) -> None:
+        """A request was refused before it came to an exchange."""
+        if self.records is not None:
+            route = path if policy.allowed_method(path) else b""  # only what is on the list is written down
+            at = self.loop.time() + self.wall_offset
+            self.records.append(
+                Record(
+                    request_id=request_id,
+                    tenant=tenant.name,
+                    model="",
+                    route=route if not route.startswith(policy.MODEL_PREFIX) else policy.MODEL_PREFIX,
+                    status=status,
+                    outcome="refused",
+                    reason=code,
+                    at=at,
+                )
+            )
+
+    def tenant(self, name: str) -> Tenant | None:
+        """Return a tenant by name, as far as the keys file still knows it."""
+        if not self.keyed:
+            return ANONYMOUS
+        return self.keyring.tenants.get(name) if self.keyring is not None else None
 
     def pool(self, model: str) -> ModelPool:
         """Return the pool of a served model."""
@@ -106,6 +166,14 @@ class Router:
         if pool is None:
             raise policy.unknown_model(model)
         return pool
+
+    def state(self) -> str:
+        """Say in a word or two whether requests may come."""
+        if self.draining:
+            return "draining"
+        if self.keyed and self.keyring is None:
+            return "no keys file"
+        return "ready" if self.loaded else "no backends document"
 
     def busy(self) -> int:
         """Count connections with a request being read or answered, and jobs being run."""
@@ -140,6 +208,7 @@ class Client(asyncio.Protocol):
         "_router",
         "blocked",
         "phase",
+        "tenant",
         "transport",
     )
 
@@ -153,6 +222,7 @@ class Client(asyncio.Protocol):
             max_body=limits.max_body_bytes,
         )
         self._exchange: Exchange | Call | None = None
+        self.tenant = ANONYMOUS  # of the request being answered
         self.phase = IDLE
         self.blocked = False
         self._blocked_since = 0.0
@@ -206,6 +276,13 @@ class Client(asyncio.Protocol):
         if refusal is not None:
             self._refuse(refusal, keep_alive=False)
             return
+        route = policy.ENGINE_ROUTES.get(policy.path_of(reader.target))
+        if self._router.keyed and route is not None:
+            try:
+                self._who()
+            except Refusal as error:
+                self._refuse(error, keep_alive=False, dialect=route.dialect)
+                return
         if reader.expects_continue:
             reader.expects_continue = False
             self.write(http1.CONTINUE)
@@ -255,12 +332,21 @@ class Client(asyncio.Protocol):
             self._answer_local(policy.path_of(reader.target))
             return
         try:
+            tenant = self._who()
             body = reader.take_body()
-            admitted = policy.admit(route, body, router.settings)
+            admitted = policy.admit(route, body, router.settings, tenant.ours)
+            keys.check_model(tenant, admitted.model)
             pool = router.pool(admitted.model)
             if router.jobs is not None and router.jobs.wanted(reader.head):
-                self._exchange = router.jobs.take(self, route, pool.name, body, reader.head, reader.fields)
+                self._exchange = router.jobs.take(
+                    self, route, pool.name, body, reader.head, reader.fields, tenant=tenant.name
+                )
                 return
+            now = router.loop.time()
+            lease = None
+            if tenant is not ANONYMOUS:
+                cost = quota.estimate(admitted.size, admitted.choices, admitted.max_tokens)
+                lease = router.quotas.enter(tenant, cost, now)
         except Refusal as error:
             self._refuse(error, keep_alive=self._may_stay(), dialect=route.dialect)
             return
@@ -275,9 +361,20 @@ class Client(asyncio.Protocol):
             reader.fields,
             self._may_stay(),
             reader.version == b"HTTP/1.0",
-            router.loop.time(),
+            now,
         )
+        exchange.tenant, exchange.lease = tenant, lease
         exchange.start()
+
+    def _who(self) -> Tenant:
+        """Return the tenant that this request is from, or refuse it."""
+        router = self._router
+        if not router.keyed:
+            return ANONYMOUS
+        if router.keyring is None:
+            raise errors.overloaded(Code.NOT_READY, "the router has not read its keys yet")
+        self.tenant = tenant = router.keyring.find(self._reader.credentials)
+        return tenant
 
     def may_stay(self) -> bool:
         """Whether the connection may be used again after this answer."""
@@ -297,32 +394,37 @@ class Client(asyncio.Protocol):
         elif path == b"/healthz":
             self._answer(200, b'{"status":"ok"}')
         elif path == b"/readyz":
-            state = "draining" if router.draining else "ready" if router.loaded else "no backends document"
+            state = router.state()
             body = orjson.dumps({"status": state})
             self._answer(200, body) if state == "ready" else self._answer(503, body, errors.RETRY_AFTER)
         else:
-            self._answer_models(path)
+            try:
+                self._answer_models(path, self._who())
+            except Refusal as error:
+                self._refuse(error, keep_alive=self._may_stay())
 
     def _answer_about_job(self) -> None:
         reader, jobs = self._reader, self._router.jobs
         try:
             if jobs is None:
                 raise policy.unknown_path()
-            self._exchange = jobs.answer(self, reader.method, reader.target, reader.head)
+            self._exchange = jobs.answer(self, reader.method, reader.target, reader.head, self._who().name)
         except Refusal as error:
             self._refuse(error, keep_alive=self._may_stay())
 
-    def _answer_models(self, path: bytes) -> None:
+    def _answer_models(self, path: bytes, tenant: Tenant) -> None:
         router = self._router
         if not router.loaded:
-            message = "the router has not read a backends document yet"
-            self._refuse(errors.overloaded(Code.NOT_READY, message), keep_alive=self._may_stay())
-        elif path == b"/v1/models":
-            self._answer(200, policy.models_answer(sorted(router.fleet.models), int(router.loaded_at)))
-        elif (name := policy.model_id(path)) in router.fleet.models:
-            self._answer(200, policy.model_answer(name, int(router.loaded_at)))
-        else:
-            self._refuse(policy.unknown_model(name), keep_alive=self._may_stay())
+            raise errors.overloaded(Code.NOT_READY, "the router has not read a backends document yet")
+        if path == b"/v1/models":
+            names = sorted(filter(tenant.may_use, router.fleet.models))
+            self._answer(200, policy.models_answer(names, int(router.loaded_at)))
+            return
+        name = policy.model_id(path)
+        keys.check_model(tenant, name)
+        if name not in router.fleet.models:
+            raise policy.unknown_model(name)
+        self._answer(200, policy.model_answer(name, int(router.loaded_at)))
 
     # ---- answers ----
 
@@ -339,6 +441,7 @@ class Client(asyncio.Protocol):
             self._finish()
             return
         self._reader.next()
+        self.tenant = ANONYMOUS
         self.phase = IDLE
         router = self._router
         self._deadline = router.loop.time() + router.settings.timeouts.idle_seconds
@@ -370,11 +473,13 @@ class Client(asyncio.Protocol):
         if refusal.code is Code.METHOD_NOT_ALLOWED:
             extra += b"allow: %b\r\n" % (policy.allowed_method(policy.path_of(self._reader.target)) or b"")
         with_body = self._reader.method != b"HEAD"
+        request_id = next(self._router.ids)
+        self._router.refused(request_id, self.tenant, policy.path_of(self._reader.target), status, refusal.code)
         self.write(
             http1.reply(
                 status,
                 body,
-                request_id=next(self._router.ids),
+                request_id=request_id,
                 keep_alive=keep_alive,
                 extra=extra,
                 with_body=with_body,

@@ -15,9 +15,11 @@ from llmfleet.router import errors, http1
 from llmfleet.router.answer import OVER, PASSING, STREAMING, UNARY, Again, Answer, Broken, Verdict
 from llmfleet.router.client import Upstream, take_idle
 from llmfleet.router.errors import Code, Refusal
+from llmfleet.router.keys import ANONYMOUS, Tenant
 from llmfleet.router.limits import Settings
 from llmfleet.router.pick import Backend, ModelPool, pick
 from llmfleet.router.policy import Admitted, Route
+from llmfleet.router.quota import Lease
 from llmfleet.telemetry import ModelStats
 
 log = logging.getLogger(__name__)
@@ -183,9 +185,15 @@ class Exchange(Attempt):
         "_ttft_seen",
         "answer",
         "engine",
+        "lease",
+        "queued",
+        "reason",
         "route",
+        "size",
         "started",
         "stats",
+        "tenant",
+        "ttft",
     )
 
     def __init__(
@@ -210,6 +218,12 @@ class Exchange(Attempt):
         self.started = self.last = now
         self.engine: Backend | None = None  # the last that was asked
         self._ttft_seen = False
+        self.tenant: Tenant = ANONYMOUS
+        self.lease: Lease | None = None  # of the tenant's quota
+        self.size = admitted.size
+        self.reason = ""  # why the answer is not whole, or not an engine's
+        self.ttft: float | None = None
+        self.queued = 0.0  # seconds it waited for a slot
         self._paused = client.blocked
         stats.in_flight += 1
 
@@ -329,7 +343,7 @@ class Exchange(Attempt):
 
     def _first_token(self) -> None:
         self._ttft_seen = True
-        seconds = self.last - self.started
+        self.ttft = seconds = self.last - self.started
         self.stats.ttft.observe(seconds)
         if self.engine is not None:
             self.engine.ttft_count += 1
@@ -340,6 +354,7 @@ class Exchange(Attempt):
     def _refuse(self, refusal: Refusal, outcome: str) -> None:
         """Answer with an error of the router's own; nothing was forwarded."""
         self.stats.refusals[refusal.code] += 1
+        self.reason = refusal.code
         self._say(self.answer.refusal(refusal, outcome))
 
     def _say(self, ready: bytes) -> None:
@@ -351,6 +366,7 @@ class Exchange(Attempt):
         """An answer broke after bytes of it were forwarded: an event said so, or a reset will."""
         self.detach(failed=True)
         self.stats.truncated[verdict.reason] += 1
+        self.reason = verdict.reason
         fields = {"requestId": self.request_id.decode(), "model": self.pool.name, "reason": verdict.reason}
         log.warning("answer truncated", extra={"fields": fields})
         self._over("truncated", keep_alive=False, answered=not verdict.reset)

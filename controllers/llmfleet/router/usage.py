@@ -69,33 +69,34 @@ def _count(value: Any) -> int:
 
 
 class Record(NamedTuple):
-    """A request that is over, as the access log tells it. Times in seconds."""
+    """A request that is over, as the access log tells it. Times in seconds, `at` by the wall clock."""
 
-    request_id: str
+    at: float
+    request_id: bytes
     tenant: str
     model: str
-    route: str
+    route: bytes
     status: int
     outcome: str
     reason: str
-    attempts: int
-    instance: str
-    queued: float
-    ttft: float | None
-    duration: float
-    usage: Usage | None
+    attempts: int = 0
+    instance: str = ""
+    queued: float = 0.0
+    ttft: float | None = None
+    duration: float = 0.0
+    usage: Usage | None = None
 
 
 def line(record: Record, time: str) -> bytes:
-    """Write the access-log line; `time` is when the request was over, in RFC 3339."""
+    """Write the access-log line; `time` is `record.at` in words."""
     used = record.usage
     return orjson.dumps(
         {
             "time": time,
-            "requestId": record.request_id,
+            "requestId": record.request_id.decode(),
             "tenant": record.tenant,
             "model": record.model,
-            "route": record.route,
+            "route": record.route.decode("latin-1"),
             "status": record.status,
             "outcome": record.outcome,
             "reason": record.reason,
