@@ -31,7 +31,7 @@ class Ledger:
     def __init__(self) -> None:
         self.pending = 0  # being read, or about to be
         self._stranded: list[float] = []  # when the lease of each ends that nobody is known to have read
-        self.fates: Counter[Fate] = Counter()
+        self.fates: Counter[str] = Counter()
 
     def opened(self) -> None:
         """A first leg answered with a hand-off."""

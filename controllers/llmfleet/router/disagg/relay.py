@@ -1,0 +1,375 @@
+"""A request over two engines: the first computes its prompt, the second reads that and answers.
+
+In: a request whose model has prefill and decode engines. Out: the same answer as from one engine. A slot of the decode
+engine is held from before the first leg until the answer is over; a hand-off is sent once, to the engine it was made
+for. It never passes on a hand-off it has not checked, and never one whose lease may be over.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import orjson
+
+from llmfleet.api.document import Role
+from llmfleet.router import errors
+from llmfleet.router.answer import EVENTS, PASSING, RETRYABLE, STREAMING, Again
+from llmfleet.router.client import Upstream
+from llmfleet.router.disagg import plan
+from llmfleet.router.disagg.ledger import Fate
+from llmfleet.router.disagg.plan import Handoff, NoHandoff, Way
+from llmfleet.router.errors import Code, Refusal
+from llmfleet.router.pick import Backend, ModelPool, pick
+from llmfleet.router.policy import Admitted, Route
+from llmfleet.router.relay import Attempt, Exchange, Requester, Services
+from llmfleet.router.sse import Dialect
+from llmfleet.telemetry import ModelStats
+
+log = logging.getLogger(__name__)
+
+MAX_FIRST_LEGS: Final = 2  # for one second leg
+# The decode engine was not there: its prefill engine is not to blame.
+_DECODE_GONE: Final = frozenset({"connect", "reset"})
+
+
+def exchange_for(pool: ModelPool) -> type[Exchange]:
+    """Return the kind of exchange that the requests of a model need."""
+    return SplitExchange if pool.disaggregated else Exchange
+
+
+class LegOne(Attempt):
+    """The first leg: one token, unary; what it says is read by its exchange."""
+
+    __slots__ = ("_exchange", "_held", "_size")
+
+    def __init__(self, exchange: SplitExchange, body: bytes) -> None:
+        path = exchange.route.path
+        super().__init__(exchange.router, exchange.pool, path, exchange.fields, exchange.request_id, body)
+        self.attempts = exchange.attempts  # both legs bear one id
+        self._exchange = exchange
+        self._held: list[bytes] = []
+        self._size = 0
+
+    def progress(self, upstream: Upstream) -> None:
+        """More of the answer was read."""
+        self.last = self.router.loop.time()
+        reader = upstream.reader
+        if not reader.head:
+            return
+        piece = reader.take_body()
+        self._held.append(piece)
+        self._size += len(piece)
+        if reader.complete:
+            self._exchange.prefilled(reader.status, b"".join(self._held))
+        elif self._size > self.router.settings.limits.max_event_bytes:
+            self._exchange.not_prefilled("too_long", "the answer is longer than the limit of an event")
+
+    def lost(self, upstream: Upstream, detail: str) -> None:
+        """The engine connection is gone before the answer was whole."""
+        self._upstream = None
+        stale = not upstream.fresh and not upstream.reader.head
+        self._exchange.not_prefilled("reset", detail, stale=stale)
+
+    def unreachable(self, reason: str, detail: str) -> None:
+        """There is no connection to the engine."""
+        self._exchange.not_prefilled(reason, detail)
+
+
+class SplitExchange(Exchange):
+    """One request of a disaggregated model; those that cannot be split go to one engine."""
+
+    __slots__ = (
+        "_arriving",
+        "_asked_at",
+        "_event_at",
+        "_handoff",
+        "_leg",
+        "_legs",
+        "_partner",
+        "_prefill",
+        "_rules",
+        "_sent_at",
+        "_streams",
+        "_way",
+        "_whole_body",
+    )
+
+    def __init__(
+        self,
+        router: Services,
+        client: Requester,
+        route: Route,
+        admitted: Admitted,
+        pool: ModelPool,
+        stats: ModelStats,
+        request_id: bytes,
+        fields: bytes,
+        keep_alive: bool,
+        version_10: bool,
+        now: float,
+    ) -> None:
+        super().__init__(router, client, route, admitted, pool, stats, request_id, fields, keep_alive, version_10, now)
+        self._rules = rules = router.settings.disaggregation
+        body = admitted.body
+        dialect = route.dialect if route.streams else Dialect.PLAIN
+        self._way = plan.way_of(dialect, orjson.loads(body), admitted.choices, len(body), rules)
+        self._whole_body = body
+        self._streams = admitted.streams
+        self._partner: Backend | None = None  # chosen for the first leg that is about to be sent
+        self._prefill: Backend | None = None  # has had the last first leg
+        self._leg: LegOne | None = None
+        self._legs = 0
+        self._handoff: Handoff | None = None
+        self._arriving: Backend | None = None  # the decode engine that waits for this prompt
+        self._asked_at = self._sent_at = self._event_at = 0.0
+
+    # ---- which engines ----
+
+    def _choose(self) -> Backend | None:
+        """Return the engine that decodes; the one that prefills is remembered beside it."""
+        if self._way is not Way.SPLIT:
+            return self._one()
+        decode = self._pair()
+        if decode is None and plan.any_prefill(self.pool, self._rules, self.router.loop.time()):
+            return pick(self.pool)  # pairs are busy, not gone; engines that need no partner help out
+        return decode or (self._one() if self._may_fall_back() else pick(self.pool))
+
+    def _pair(self, avoid_decode: Backend | None = None, avoid_prefill: Backend | None = None) -> Backend | None:
+        now = self.router.loop.time()
+        found = plan.pair(self.pool, self._rules, now, avoid_decode=avoid_decode, avoid_prefill=avoid_prefill)
+        self._partner = None if found is None else found.prefill
+        return None if found is None else found.decode
+
+    def _one(self, avoid: Backend | None = None) -> Backend | None:
+        """Return an engine for the whole request."""
+        self._partner = None
+        return pick(self.pool, avoid) or pick(self.pool.decode, avoid)
+
+    def _may_fall_back(self) -> bool:
+        return self._rules.fallback == "prefillOnDecode"
+
+    def _no_slot(self) -> Refusal:
+        pool, now = self.pool, self.router.loop.time()
+        fallen = self._way is Way.SPLIT and not self._may_fall_back() and not plan.any_prefill(pool, self._rules, now)
+        if fallen and pool.decode.open and not pool.open:
+            return errors.overloaded(Code.NO_ENDPOINT, "no prefill engine of this model takes requests now")
+        if pool.decode.open:
+            return errors.overloaded(Code.OVERLOADED, "decode capacity saturated, try again soon")
+        return super()._no_slot()
+
+    def _other(self, verdict: Again) -> Backend | None:
+        """Return the engine for another attempt; what it would need again of the failed one is counted as free."""
+        failed = self._backend
+        if failed is None:
+            return None
+        arriving = self._arriving is failed
+        failed.in_flight -= 1
+        failed.arriving -= arriving
+        try:
+            return self._next(verdict, failed)
+        finally:
+            failed.in_flight += 1
+            failed.arriving += arriving
+
+    def _next(self, verdict: Again, failed: Backend) -> Backend | None:
+        """Choose by what failed: a decode engine that is gone, or the hand-off between the two."""
+        same = failed if verdict.same_engine and failed.listed else None
+        if self._way is not Way.SPLIT or self._sent_at == 0.0:
+            return self._one(avoid=failed) or same
+        if verdict.reason in _DECODE_GONE:
+            found = self._pair(avoid_decode=failed) or (self._pair() if same else None)
+            return found or (self._one(avoid=failed) if self._may_fall_back() else None)
+        prefill = self._prefill
+        found = self._pair(failed, prefill) or self._pair(None, prefill)
+        if found is None and self._may_fall_back():
+            found = self._one(avoid=failed) or self._one()
+        return found or self._pair(avoid_decode=failed)
+
+    # ---- the first leg ----
+
+    def _dispatch(self, backend: Backend) -> None:
+        """Send the request to the engine that was chosen, or its first leg to the partner of that one."""
+        partner, self._partner = self._partner, None
+        self._legs = 0
+        self._sent_at = 0.0
+        if partner is None:
+            way = Way.FALLBACK if self._way is Way.SPLIT and backend.role is Role.DECODE else self._way
+            self.stats.ways[way] += 1
+            self.body = self._whole_body
+            super()._dispatch(backend)
+            return
+        self.stats.ways[Way.SPLIT] += 1
+        self.engine = self._backend = backend
+        backend.in_flight += 1  # from now on; a prefill without a slot to decode it would be for nothing
+        backend.arriving += 1
+        self._arriving = backend
+        self._ask(partner)
+
+    def _ask(self, prefill: Backend, *, fresh: bool = False) -> None:
+        """Send the first leg."""
+        now = self.router.loop.time()
+        prefill.breaker.taken(now)
+        self._prefill, self._asked_at = prefill, now
+        self._legs += 1
+        document = orjson.loads(self._whole_body)
+        self._leg = leg = LegOne(self, plan.leg_one(self.route.dialect, document))
+        leg.send(prefill, fresh=fresh or self._legs > 1)
+
+    def prefilled(self, status: int, body: bytes) -> None:
+        """The first leg was answered."""
+        if status == 200:
+            self._take(body)
+        elif 400 <= status < 500:
+            # What is wrong with the request is wrong on any engine.
+            self._say(self.answer.whole(status, body, "complete"))
+        else:
+            reason = "status" if status in RETRYABLE else "not_an_answer"
+            self.not_prefilled(reason, f"status {status}")
+
+    def _take(self, body: bytes) -> None:
+        now = self.router.loop.time()
+        try:
+            self._handoff = plan.read_handoff(body, now, self._rules)
+        except NoHandoff as error:
+            self.not_prefilled("no_handoff", str(error))
+            return
+        if self._prefill is not None:
+            self._prefill.ledger.opened()
+        self._part(failed=False)
+        self._read(now)
+
+    def _part(self, *, failed: bool) -> None:
+        """Be done with the first leg: drop it if it still runs."""
+        leg, self._leg = self._leg, None
+        if leg is not None:
+            leg.detach(failed=failed)
+
+    def not_prefilled(self, reason: str, detail: str, *, stale: bool = False) -> None:
+        """A first leg came to nothing: ask another prefill engine, or have the decode engine do it all."""
+        self._part(failed=not stale)
+        prefill, decode = self._prefill, self._backend
+        if prefill is None or decode is None:
+            return
+        fields = {"requestId": self.request_id.decode(), "llmcluster": prefill.instance}
+        log.info("prefill failed", extra={"fields": fields | {"reason": reason, "detail": detail}})
+        self.stats.retries[f"prefill_{reason}"] += 1
+        if stale:  # nobody's failure: a kept connection had gone
+            self._legs -= 1
+            self._ask(prefill, fresh=True)
+            return
+        now = self.router.loop.time()
+        prefill.breaker.failed(now, self._rules.breaker_failures, self._rules.breaker_seconds)
+        other = None
+        if self._legs < MAX_FIRST_LEGS:
+            other = plan.prefill_for(self.pool, decode, self._rules, now, avoid=prefill)
+        if other is not None:
+            self._ask(other)
+        elif self._may_fall_back():
+            self._decode_alone(decode)
+        else:
+            self.detach()
+            self._refuse(errors.lost(Code.UPSTREAM_LOST, "no prefill engine computed the prompt"), "failed")
+
+    def _decode_alone(self, decode: Backend) -> None:
+        """Let the engine that is reserved do it all."""
+        self.stats.ways[Way.FALLBACK] += 1
+        self._arrived()
+        self.body = self._whole_body
+        self._send_reserved(decode)
+
+    def _send_reserved(self, decode: Backend) -> None:
+        """Send to the engine whose slot is held already; sending takes one."""
+        decode.in_flight -= 1
+        self._backend = None
+        self.send(decode, fresh=self.attempts > 0)
+
+    # ---- the second leg ----
+
+    def _read(self, now: float) -> None:
+        """Send the second leg."""
+        decode, handoff = self._backend, self._handoff
+        if decode is None or handoff is None:
+            return
+        self._sent_at = now
+        self.body = plan.leg_two(self._whole_body, handoff)
+        self._send_reserved(decode)
+
+    def _attach(self, upstream: Upstream) -> None:
+        """Use a connection; a hand-off that grew old while it was made is not sent."""
+        handoff = self._handoff
+        if handoff is not None and self.router.loop.time() >= handoff.expires_at:
+            self._upstream = upstream
+            self._close(Fate.EXPIRED)
+            refusal = errors.lost(Code.UPSTREAM_TIMEOUT, "the prompt's KV had gone before it could be read", status=504)
+            self._again(Again("expired", "the lease ended", refusal))
+            return
+        super()._attach(upstream)
+
+    def progress(self, upstream: Upstream) -> None:
+        """More of the answer was read."""
+        super().progress(upstream)
+        if self._handoff is not None and self.answer.stage in (STREAMING, PASSING):
+            self._event_at = self.last
+            self._close(Fate.USED)
+            self._arrived()
+
+    def _first_token(self) -> None:
+        super()._first_token()
+        if self._sent_at and self._prefill is not None:
+            event_at = self._event_at or self.last
+            observe = self.stats.phase
+            observe("queue", self._asked_at - self.started)
+            observe("prefill", self._sent_at - self._asked_at)
+            observe("transfer", event_at - self._sent_at)
+            observe("decode_first_token", self.last - event_at)
+
+    def _again(self, verdict: Again) -> None:
+        """The answer failed before anything of it was forwarded; a hand-off is used once, whatever became of it."""
+        if self._handoff is not None:
+            self._close(Fate.FAILED)
+            if verdict.reason not in _DECODE_GONE and self._prefill is not None:
+                now = self.router.loop.time()
+                self._prefill.breaker.failed(now, self._rules.breaker_failures, self._rules.breaker_seconds)
+        super()._again(verdict)
+
+    def check(self, now: float) -> None:
+        """Give up on a hand-off that takes too long; only a stream tells when it has arrived."""
+        handoff = self._handoff
+        if handoff is not None and self._streams and self.answer.stage <= EVENTS:
+            allowed = plan.transfer_seconds(handoff, self._rules)
+            if now - self._sent_at > allowed:
+                refusal = errors.lost(Code.UPSTREAM_TIMEOUT, "the prompt's KV did not arrive in time", status=504)
+                self._again(Again("kv_timeout", f"no event in {allowed:.3g} s", refusal))
+                return
+        super().check(now)
+
+    # ---- ends ----
+
+    def _close(self, fate: Fate) -> None:
+        """Record what became of the hand-off, once."""
+        handoff, self._handoff = self._handoff, None
+        if handoff is not None and self._prefill is not None:
+            self._prefill.ledger.closed(fate, handoff.expires_at)
+            if fate is Fate.USED:
+                self._prefill.breaker.succeeded()
+
+    def _arrived(self) -> None:
+        """No prompt is on its way any more: another one may be."""
+        decode, self._arriving = self._arriving, None
+        if decode is not None:
+            decode.arriving -= 1
+            self.router.released(self.pool, decode)
+
+    def detach(self, *, failed: bool = False) -> None:
+        """Part from both engines."""
+        self._part(failed=False)
+        decode, self._arriving = self._arriving, None
+        if decode is not None:
+            decode.arriving -= 1
+        super().detach(failed=failed)
+
+    def _over(self, outcome: str, *, keep_alive: bool, answered: bool = True) -> None:
+        self._close({"complete": Fate.USED, "aborted": Fate.ABANDONED}.get(outcome, Fate.FAILED))
+        self._whole_body = b""
+        super()._over(outcome, keep_alive=keep_alive, answered=answered)
