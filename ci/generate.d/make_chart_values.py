@@ -111,7 +111,7 @@ def outputs(root: Path) -> dict[Path, str]:
     for values in sorted(root.glob("charts/llmfleet*/values.yaml")):
         chart, text = values.parent, values.read_text(encoding="utf-8")
         readme = chart / "README.md"
-        if chart.name == "llmfleet-crds" or not readme.exists():
+        if not readme.exists():
             continue
         schema = chart_schema(chart.name, text, spec, limits)
         files[chart / "values.schema.json"] = json.dumps(schema, indent=2) + "\n"

@@ -95,6 +95,15 @@ def test_what_follows_an_operator_of_some_namespaces_has_no_right_elsewhere() ->
     assert all(given(role) == asked("leave", Scope.NAMESPACE) for role in roles)
 
 
+def test_what_updates_the_crds_has_what_it_asks_for_and_only_when_asked_for() -> None:
+    role = find(render("dev", {"crds": {"upgrade": {"enabled": True}}}), "ClusterRole", "team-a-demo-crds-upgrade")
+    unnamed, named = role["rules"]
+    assert given({"rules": [unnamed]}) == asked("apply-crds", Scope.CLUSTER, named=False)
+    assert given({"rules": [named]}) == asked("apply-crds", Scope.CLUSTER, named=True)
+    assert named["resourceNames"] == ["llmclusterautoscalers.serving.ai", "llmclusters.serving.ai"]
+    assert not [title(obj) for obj in render("dev") if "crds-upgrade" in title(obj)]
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_nobody_gets_a_wildcard_or_a_secret(profile: str) -> None:
     for role in of_kind(render(profile), "Role", "ClusterRole"):

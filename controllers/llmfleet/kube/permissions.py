@@ -119,12 +119,30 @@ LEAVE: Final = (
         why="the next operator leads at once",
     ),
 )
+APPLY_CRDS: Final = (
+    Permission(
+        group="apiextensions.k8s.io",
+        resource="customresourcedefinitions",
+        verbs=("create",),
+        scope=Scope.CLUSTER,
+        why="a kind that a later version adds",
+    ),
+    Permission(
+        group="apiextensions.k8s.io",
+        resource="customresourcedefinitions",
+        verbs=("get", "patch"),
+        scope=Scope.CLUSTER,
+        named=True,
+        why="our kinds",
+    ),
+)
 COMPONENTS: Final[Mapping[str, tuple[Permission, ...]]] = {
     "operator": OPERATOR,
     "autoscaler": AUTOSCALER,
     "route-sync": ROUTE_SYNC,
     "uninstall": UNINSTALL,
     "leave": LEAVE,
+    "apply-crds": APPLY_CRDS,
 }
 
 

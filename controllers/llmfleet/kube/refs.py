@@ -85,6 +85,13 @@ NAMESPACE: Final = Kind(group="", version="v1", plural="namespaces", kind="Names
 BUDGET: Final = Kind(group="policy", version="v1", plural="poddisruptionbudgets", kind="PodDisruptionBudget")
 LEASE: Final = Kind(group="coordination.k8s.io", version="v1", plural="leases", kind="Lease")
 EVENT: Final = Kind(group="events.k8s.io", version="v1", plural="events", kind="Event")
+CRD: Final = Kind(
+    group="apiextensions.k8s.io",
+    version="v1",
+    plural="customresourcedefinitions",
+    kind="CustomResourceDefinition",
+    namespaced=False,
+)
 
 KINDS: Final = (
     LLMCLUSTER,
@@ -100,6 +107,7 @@ KINDS: Final = (
     BUDGET,
     LEASE,
     EVENT,
+    CRD,
 )
 _BY_TYPE: Final = {(kind.api_version, kind.kind): kind for kind in KINDS}
 

@@ -20,7 +20,11 @@ from llmfleet.kube.refs import CLAIM, CONFIGMAP, LEASE, LLMCLUSTER, POD, STATEFU
 
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 CONFIGMAP_NAME = "rel-router-backends"
-NAMES = {"leases": "llmfleet-operator", "configmaps": CONFIGMAP_NAME}
+NAMES = {
+    "leases": ["llmfleet-operator"],
+    "configmaps": [CONFIGMAP_NAME],
+    "customresourcedefinitions": ["llmclusters.serving.ai", "llmclusterautoscalers.serving.ai"],
+}
 
 
 def rule(permission: Permission) -> dict[str, Any]:
@@ -29,7 +33,7 @@ def rule(permission: Permission) -> dict[str, Any]:
         "resources": [permission.resource],
         "verbs": list(permission.verbs),
     }
-    return found | ({"resourceNames": [NAMES[permission.resource]]} if permission.named else {})
+    return found | ({"resourceNames": NAMES[permission.resource]} if permission.named else {})
 
 
 def account(server: Apiserver, namespace: str, component: str, tmp_path: Path) -> Path:

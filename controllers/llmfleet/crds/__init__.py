@@ -1,0 +1,1 @@
+"""What runs before `helm upgrade` when asked for: Helm itself never updates a CRD."""
