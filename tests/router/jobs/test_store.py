@@ -48,9 +48,9 @@ async def connected(server: RedisServer, **settings: object) -> AsyncIterator[St
         store._calm_until = 0.0
         yield store
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        while not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=0.2)
         await store.close()
 
 

@@ -28,6 +28,7 @@ from llmfleet.telemetry import JobGauges, JobMetrics
 log = logging.getLogger(__name__)
 
 FAREWELL_SECONDS: Final = 2.0
+CANCEL_SECONDS: Final = 0.2
 
 
 class Jobs:
@@ -62,9 +63,12 @@ class Jobs:
         """Tell Redis what is left to tell, then let go of it."""
         self.worker.give_up()
         await self.worker.settled(FAREWELL_SECONDS)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        left = set(self._tasks)
+        while left:
+            # Redis' client can lose a cancellation in a look at its socket that has a timeout of its own.
+            for task in left:
+                task.cancel()
+            left = (await asyncio.wait(left, timeout=CANCEL_SECONDS))[1]
         await self.store.close()
 
     @property

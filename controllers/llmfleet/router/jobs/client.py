@@ -131,6 +131,7 @@ class Store:
             protocol=2,
             retry=Retry(NoBackoff(), 0),
             socket_connect_timeout=CONNECT_SECONDS,
+            socket_timeout=2 * PATIENT_SECONDS,  # should one of the timeouts here be lost: see jobs/app.py
             health_check_interval=0,
             **options,
         )
