@@ -15,6 +15,7 @@ from llmfleet import __version__
 
 ROLES: Final[dict[str, tuple[str, str]]] = {
     "operator": ("llmfleet.operator.main:command", "Build, drain and update the instances behind LLMCluster objects."),
+    "autoscaler": ("llmfleet.autoscaler.main:command", "Grow and shrink fleets by whole instances, and say why."),
     "router": ("llmfleet.router.main:command", "Serve the OpenAI API and relay each request to an engine."),
     "route-sync": ("llmfleet.route.sync.main:command", "Keep one file equal to one ConfigMap."),
     "backends": ("llmfleet.router.main:backends_command", "Print a backends document for engines given by URL."),

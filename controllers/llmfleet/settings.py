@@ -97,3 +97,20 @@ class OperatorSettings:
     """`<namespace>/<release>`: objects that another identity claimed are left alone."""
     namespaces: tuple[str, ...] = ()
     """Namespaces to watch; none means all."""
+
+
+# ======================================================================================================================
+# Autoscaler
+# ======================================================================================================================
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoscalerSettings:
+    """What the autoscaler was told on its command line."""
+
+    identity: str
+    """`<namespace>/<release>`: autoscalers that another identity claimed are left alone."""
+    namespaces: tuple[str, ...] = ()
+    """Namespaces to watch; none means all."""
+    interval: float = 15.0
+    """Seconds between two decisions about one fleet."""

@@ -20,8 +20,11 @@ LONG_SECONDS: Final = 300.0
 SAMPLE_SECONDS: Final = 30.0
 """One forecast in this time is remembered and judged."""
 ENOUGH: Final = 31
-FIRST_HEADROOM: Final = 1.4
-LEAST_BASE: Final = 1e-3
+FIRST_EXCESS: Final = 0.35
+MOST_EXCESS: Final = 4.0
+"""One freak burst must not hold a fleet at its maximum for a day."""
+SMALL: Final = 0.5
+"""Instances: below this load a peak is measured by it, or the first request after a pause would be an infinite one."""
 ETA: Final = 0.02
 ALPHA_LOW: Final = 0.5
 ALPHA_HIGH: Final = 0.999
@@ -30,14 +33,15 @@ MOST_WEIGHT: Final = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """Load expected at most within the lead: `base` times `headroom`."""
+    """Load expected at most within the lead."""
 
     base: float
-    headroom: float
+    peak: float
 
     @property
-    def peak(self) -> float:
-        return self.base * self.headroom
+    def headroom(self) -> float:
+        """The peak over the base, for people."""
+        return self.peak / self.base if self.base > 0 else 1.0
 
 
 def mean(points: tuple[Point, ...], since: float) -> float:
@@ -53,22 +57,23 @@ def base_of(points: tuple[Point, ...], now: float) -> float:
     return 0.5 * mean(points, now - SHORT_SECONDS) + 0.5 * mean(points, now - LONG_SECONDS)
 
 
-def forecast(memory: Memory, now: float) -> Forecast:
-    """What the memory expects."""
-    return Forecast(base=base_of(memory.points, now), headroom=quantile(memory.ranked, memory.alpha))
+def forecast(memory: Memory, now: float, one: float) -> Forecast:
+    """What the memory expects; `one` is the load that one instance carries."""
+    base = base_of(memory.points, now)
+    return Forecast(base=base, peak=base + quantile(memory.ranked, memory.alpha) * (base + SMALL * one))
 
 
 def quantile(ranked: tuple[float, ...], alpha: float) -> float:
-    """Headroom: never below 1, and a guess while little was seen."""
+    """Excess of a peak over its base, as a share of it: never below 0, and a guess while little was seen."""
     if len(ranked) < ENOUGH:
-        return FIRST_HEADROOM
+        return FIRST_EXCESS
     place = alpha * (len(ranked) - 1)
     low = int(place)
     high = min(low + 1, len(ranked) - 1)
-    return max(1.0, ranked[low] + (ranked[high] - ranked[low]) * (place - low))
+    return max(0.0, ranked[low] + (ranked[high] - ranked[low]) * (place - low))
 
 
-def remember(memory: Memory, point: Point, *, lead: float, keep: float, window: float) -> Memory:
+def remember(memory: Memory, point: Point, *, one: float, lead: float, keep: float, window: float) -> Memory:
     """Add a look: judge forecasts that are due, make a new one when it is time."""
     horizon = point.at - max(lead, LONG_SECONDS, window) - SAMPLE_SECONDS
     points = (*(old for old in memory.points if old.at > horizon), point)
@@ -76,8 +81,8 @@ def remember(memory: Memory, point: Point, *, lead: float, keep: float, window: 
     while memory.pending and memory.pending[0].due <= point.at:
         memory = judge(memory, memory.pending[0], keep)
     if not memory.pending or point.at - memory.pending[-1].made >= SAMPLE_SECONDS:
-        base = max(base_of(points, point.at), LEAST_BASE)
-        made = Pending(made=point.at, due=point.at + lead, base=base)
+        base = base_of(points, point.at)
+        made = Pending(made=point.at, due=point.at + lead, base=base, scale=base + SMALL * one)
         memory = replace(memory, pending=(*memory.pending, made))
     return memory
 
@@ -85,9 +90,9 @@ def remember(memory: Memory, point: Point, *, lead: float, keep: float, window: 
 def judge(memory: Memory, due: Pending, keep: float) -> Memory:
     """How far the peak of a lead went beyond its base; the oldest such figures go."""
     peak = max((point.load for point in memory.points if due.made < point.at <= due.due), default=due.base)
-    ratio = peak / due.base
-    ratios, ranked = [*memory.ratios, ratio], list(memory.ranked)
-    insort(ranked, ratio)
+    excess = min(MOST_EXCESS, (peak - due.base) / due.scale)
+    ratios, ranked = [*memory.ratios, excess], list(memory.ranked)
+    insort(ranked, excess)
     while len(ratios) > max(int(keep / SAMPLE_SECONDS), ENOUGH):
         del ranked[bisect_left(ranked, ratios.pop(0))]
     return replace(memory, pending=memory.pending[1:], ratios=tuple(ratios), ranked=tuple(ranked))

@@ -82,7 +82,7 @@ def look(
     memory = replace(memory, learned=learned, looked=now, busy=busy)
     if evidence is not Evidence.LOWER_BOUND and seconds >= SHORTEST:
         point = Point(at=now, load=load, requests=load / request if request > 0 else 0.0, rates=rates)
-        memory = forecast.remember(memory, point, lead=lead, keep=keep, window=window)
+        memory = forecast.remember(memory, point, one=able.rho, lead=lead, keep=keep, window=window)
     view = View(
         now=now,
         evidence=evidence,

@@ -35,6 +35,8 @@ class Pending:
     made: float
     due: float
     base: float
+    scale: float
+    """What its excess is measured by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,7 @@ class Memory:
     points: tuple[Point, ...] = ()
     pending: tuple[Pending, ...] = ()
     ratios: tuple[float, ...] = ()
-    """Peaks over bases, in the order they were seen."""
+    """By how much peaks exceeded their bases, in the order they were seen."""
     ranked: tuple[float, ...] = ()
     """The same, by size."""
     alpha: float = FIRST_ALPHA

@@ -80,7 +80,7 @@ def lower_bound(fleet: Fleet, view: View) -> Proposal:
 
 def work_budget(spec: AutoscalerSpec, fleet: Fleet, memory: Memory, view: View) -> Proposal:
     """Enough for the peak expected within a cold start, and for what is there now."""
-    lead, expected = lead_of(spec, fleet), forecast(memory, view.now)
+    lead, expected = lead_of(spec, fleet), forecast(memory, view.now, view.capacity.rho)
     ahead = instances_for(expected.peak, view.shape, view.capacity)
     present = instances_for(view.load + view.backlog / lead, view.shape, view.capacity)
     wanted = whole(max(ahead, present))

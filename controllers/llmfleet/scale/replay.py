@@ -128,7 +128,7 @@ def acted(memory: Memory, *, grew: bool, shrank: bool, now: float) -> Memory:
     )
 
 
-def headroom(memory: Memory, now: float) -> tuple[float, float]:
+def headroom(memory: Memory, view: View) -> tuple[float, float]:
     """Base and headroom of the present forecast, for people."""
-    found = forecast(memory, now)
+    found = forecast(memory, view.now, view.capacity.rho)
     return found.base, found.headroom

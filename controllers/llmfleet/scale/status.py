@@ -44,7 +44,7 @@ def derive_status(spec: AutoscalerSpec, fleets: Mapping[Role, Fleet], step: Step
         "readyInstances": sum(fleet.ready for fleet in fleets.values()),
         "desiredInstances": sum(one.instances for one in step.decisions.values()),
         "selector": selector_text(spec.selector),
-        "observedMetrics": list(observed(step, facts.now)),
+        "observedMetrics": list(observed(step)),
         "decision": shown(decision),
         "conditions": conditions(spec, fleets, step, facts),
     }
@@ -86,11 +86,11 @@ def role_status(fleet: Fleet, decision: Decision) -> dict[str, Any]:
     }
 
 
-def observed(step: Step, now: float) -> Iterator[dict[str, Any]]:
+def observed(step: Step) -> Iterator[dict[str, Any]]:
     """The figures behind a decision."""
     for role in sorted(step.views):
         view = step.views[role]
-        base, factor = headroom(step.memories[role], now)
+        base, factor = headroom(step.memories[role], view)
         figures = (
             ("offeredLoad", f"{base / view.capacity.rho:.2f}", "instances"),
             ("loadNow", f"{view.load / view.capacity.rho:.2f}", "instances"),

@@ -16,8 +16,8 @@ import yaml
 
 from llmfleet import cli
 from llmfleet.api.parse import parse_spec
-from llmfleet.api.reasons import Reason
-from llmfleet.telemetry import OperatorMetrics, RouterGauges, RouterMetrics
+from llmfleet.api.reasons import DecisionReason, Reason
+from llmfleet.telemetry import AutoscalerMetrics, OperatorMetrics, RouterGauges, RouterMetrics
 
 ROOT = Path(__file__).resolve().parents[3]
 FENCE = re.compile(r"^(```+|~~~+)(.*?)^\1", re.MULTILINE | re.DOTALL)
@@ -147,6 +147,7 @@ def metric_names() -> set[str]:
         connections=0, max_connections=0, draining=False, generation=0, document_age_seconds=0, endpoints=()
     )
     families = [*RouterMetrics(lambda: gauges).collect(), *OperatorMetrics().registry.collect()]
+    families += AutoscalerMetrics().registry.collect()
     return {family.name + ("_total" if family.type == "counter" else "") for family in families}
 
 
@@ -160,7 +161,7 @@ def test_every_metric_is_documented_and_no_other() -> None:
 def test_every_metric_that_is_named_anywhere_exists() -> None:
     suffixes = ("", "_bucket", "_count", "_sum")
     known = {name + suffix for name in metric_names() for suffix in suffixes}
-    named = set(re.findall(r"\bllmfleet_(?:router|operator|route)_\w+[a-z](?![\w*])", ALL))
+    named = set(re.findall(r"\bllmfleet_(?:router|operator|route|autoscaler)_\w+[a-z](?![\w*])", ALL))
     assert named - known == set()
 
 
@@ -177,6 +178,13 @@ def test_every_reason_is_explained_with_what_to_do(reason: Reason) -> None:
     cells = [cell.strip() for cell in row_of("docs/reference/reasons.md", str(reason)).strip("|").split("|")]
     assert len(cells) == 4, cells
     assert all(len(cell) > 3 for cell in cells)
+
+
+@pytest.mark.parametrize("reason", list(DecisionReason), ids=str)
+def test_every_reason_of_a_decision_is_explained(reason: DecisionReason) -> None:
+    cells = [cell.strip() for cell in row_of("docs/autoscaler.md", str(reason)).strip("|").split("|")]
+    assert len(cells) == 2, cells
+    assert len(cells[1]) > 10
 
 
 def test_no_other_reason_is_explained() -> None:

@@ -40,7 +40,7 @@ def test_the_work_budget(case: str, load: float, ready: int, pending: int, insta
 
 def test_the_message_says_the_figures() -> None:
     decision = toy().run(2.0, 3)
-    assert decision.message == "offered load 2.50 instances, headroom x1.40 over 105 s lead -> 4; bounds 2..10"
+    assert decision.message == "offered load 2.50 instances, headroom x1.42 over 105 s lead -> 4; bounds 2..10"
 
 
 def test_a_surplus_must_last_the_whole_window() -> None:

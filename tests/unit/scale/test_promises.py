@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -86,13 +87,11 @@ def test_it_changes_direction_at_most_once_in_a_window(loads: list[float]) -> No
     bed = toy({"behavior": {"scaleDown": {"stabilizationSeconds": 150, "cooldownSeconds": 0}}}, ready=4)
     sizes = [size for load in loads for size in bed.follow(load, 2)]
     moves = [
-        (tick, after > before)
-        for tick, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False))
-        if after != before
+        (tick, after > before) for tick, (before, after) in enumerate(itertools.pairwise(sizes)) if after != before
     ]
     for begin, _ in moves:
         window = [up for tick, up in moves if begin <= tick < begin + 10]
-        assert sum(left != right for left, right in zip(window, window[1:], strict=False)) <= 1, sizes
+        assert sum(left != right for left, right in itertools.pairwise(window)) <= 1, sizes
 
 
 ROLES = spec_of(
@@ -153,7 +152,7 @@ def carried_out(fleet: Fleet, ask: Ask, role: Role) -> Fleet:
     gone = {one.name for one in moves.deleted}
     kept = [replace(one, leaving=True) if one.name in gone else one for one in fleet.instances if not one.leaving]
     made = [instance(99, name=name, uid=f"{role}-{name}", ready=False) for name in moves.created]
-    return Fleet(role=role, instances=tuple([*kept, *made]))
+    return Fleet(role=role, instances=(*kept, *made))
 
 
 def some_ready(fleet: Fleet, count: int) -> Fleet:

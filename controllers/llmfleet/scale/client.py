@@ -1,0 +1,130 @@
+"""Ask engines and routers for their metrics, all at once and never for long.
+
+In: targets. Out: an `Observation`. Whoever does not answer whole within `ASK_SECONDS` is missing from it; a page that
+drips is as dead as one that does not come. A router's page serves every fleet of its namespace, so it is asked once in
+`SHARED_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
+
+from llmfleet.scale.samples import ROUTER_NAMES, Sample, build_router, engine_from_text, read_text
+from llmfleet.scale.signals import EngineReading, Observation, RouterReading
+from llmfleet.scale.targets import Target, Targets
+from llmfleet.telemetry import AutoscalerMetrics
+
+log = logging.getLogger(__name__)
+
+THREADS: Final = 16
+ASK_SECONDS: Final = 2.0
+GATHER_SECONDS: Final = 5.0
+SHARED_SECONDS: Final = 2.0
+MAX_PAGE: Final = 4 * 1024 * 1024
+
+Clock = Callable[[], float]
+T = TypeVar("T")
+
+
+class Source(Protocol):
+    """Whoever can say how a fleet does."""
+
+    def observe(self, targets: Targets) -> Observation: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """What one router said, and when."""
+
+    at: float
+    samples: tuple[Sample, ...]
+
+
+class Direct:
+    """Source Direct: the processes themselves."""
+
+    def __init__(self, clock: Clock, metrics: AutoscalerMetrics) -> None:
+        self._clock, self._metrics = clock, metrics
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ask")
+        self._pages: dict[str, Page] = {}
+        self._lock = threading.Lock()
+
+    def observe(self, targets: Targets) -> Observation:
+        """One look at everybody; blocks for `GATHER_SECONDS` at most."""
+        engines = [self._pool.submit(self._engine, target) for target in targets.engines]
+        routers = [self._pool.submit(self._router, target, targets.models) for target in targets.routers]
+        asked: list[Future[Any]] = [*engines, *routers]
+        wait(asked, timeout=GATHER_SECONDS)
+        return Observation(
+            engines=tuple(one for one in map(answer_of, engines) if one is not None),
+            routers=tuple(one for one in map(answer_of, routers) if one is not None),
+            serving=targets.serving,
+            routers_expected=targets.routers_expected,
+        )
+
+    def _engine(self, target: Target) -> EngineReading | None:
+        text = self._ask("engine", target)
+        return engine_from_text(text, target.name, self._clock()) if text is not None else None
+
+    def _router(self, target: Target, models: frozenset[str]) -> RouterReading | None:
+        page = self._page(target)
+        return build_router(page.samples, target.name, models, page.at) if page else None
+
+    def _page(self, target: Target) -> Page | None:
+        now = self._clock()
+        with self._lock:
+            held = self._pages.get(target.pod)
+            if held and 0 <= now - held.at < SHARED_SECONDS:
+                return held
+        text = self._ask("router", target)
+        if text is None:
+            return None
+        page = Page(at=self._clock(), samples=tuple(read_text(text, ROUTER_NAMES)))
+        with self._lock:
+            self._pages[target.pod] = page
+            for pod in [pod for pod, old in self._pages.items() if page.at - old.at > 60 * SHARED_SECONDS]:
+                del self._pages[pod]
+        return page
+
+    def _ask(self, kind: str, target: Target) -> str | None:
+        try:
+            text = fetch(target.address, target.port, "/metrics")
+        except (OSError, http.client.HTTPException) as error:
+            self._metrics.scrapes.labels(kind, "failed").inc()
+            fields = {"target": target.pod, "address": target.address, "error": str(error)}
+            log.debug("no answer", extra={"fields": fields})
+            return None
+        self._metrics.scrapes.labels(kind, "ok").inc()
+        return text
+
+
+def answer_of(future: Future[T]) -> T | None:
+    """What came back in time."""
+    return future.result() if future.done() and not future.exception() else None
+
+
+def fetch(address: str, port: int, path: str, headers: Sequence[tuple[str, str]] = ()) -> str:
+    """GET a page that must answer 200 and be whole within `ASK_SECONDS`."""
+    deadline = time.monotonic() + ASK_SECONDS
+    connection = http.client.HTTPConnection(address, port, timeout=ASK_SECONDS)
+    try:
+        connection.request("GET", path, headers=dict(headers))
+        answer = connection.getresponse()
+        if answer.status != http.client.OK:
+            raise OSError(f"GET {path}: {answer.status}")
+        parts, size = [], 0
+        while part := answer.read1(65536):
+            parts.append(part)
+            size += len(part)
+            if time.monotonic() > deadline or size > MAX_PAGE:
+                raise OSError(f"GET {path}: too slow or too long after {size} bytes")
+        return b"".join(parts).decode("utf-8", "replace")
+    finally:
+        connection.close()

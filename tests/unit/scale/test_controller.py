@@ -1,0 +1,359 @@
+"""The real controller in a small world: creating, waiting, deleting, replacing, adopting, and dying at every write."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from crds.crd_objects import FLEET, disaggregated, monolithic, shape
+from llmfleet.kube.refs import AUTOSCALER, LLMCLUSTER
+from unit.scale.builders import COEFFICIENTS
+from unit.scale.world import World
+
+PLAIN = {
+    "workBudget.capacity.coefficients": COEFFICIENTS,
+    "workBudget.coldStartSeconds": 40,
+    "workBudget.slo.errorBudget": "0.05",
+    "workBudget.forecast.lookbackSeconds": 1200,
+    "behavior": {"scaleDown": {"stabilizationSeconds": 120, "cooldownSeconds": 30, "step": 1}},
+}
+
+
+def scaled(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return monolithic({**PLAIN, **(changes or {})})
+
+
+def world_of(changes: Mapping[str, Any] | None = None, **options: Any) -> World:
+    """A fleet at rest at its minimum of two."""
+    world = World(**options)
+    world.create(scaled(changes))
+    world.run(120, lambda: world.ready() >= world.scaler()["spec"]["minInstances"])
+    world.run(20)
+    return world
+
+
+def test_a_new_autoscaler_makes_its_minimum_at_once_and_says_so() -> None:
+    world = World()
+    world.create(scaled(), annotations={"serving.ai/managed-by": "system/llmfleet"})
+    world.run(1)
+    assert world.names() == ["llama-0", "llama-1"]
+    made = world.clusters()[0]
+    assert made["spec"] == shape()
+    assert made["metadata"]["labels"] == {**FLEET, "serving.ai/autoscaler": "llama"}
+    assert made["metadata"]["annotations"]["serving.ai/managed-by"] == "system/llmfleet"
+    [owner] = made["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["uid"], owner["controller"]) == (
+        "LLMClusterAutoscaler",
+        world.scaler()["metadata"]["uid"],
+        True,
+    )
+    assert world.reason() == "AtMinimum"
+    assert world.condition("Ready")["status"] == "False"
+    assert [event[1:3] for event in world.events] == [("AtMinimum", "ScaledUp")]
+    assert world.status()["selector"] == "serving.ai/fleet=prod"
+
+
+def test_it_follows_load_up_and_down_by_whole_instances() -> None:
+    world = world_of()
+    world.load = lambda role: 3.0
+    world.run(60, lambda: len(world.names()) > 2)
+    assert world.reason() in ("ForecastAboveCapacity", "QueueAboveCapacity", "PendingSuffices")
+    world.run(300, lambda: world.ready() >= 4)
+    world.run(300)
+    world.load = lambda role: 0.2
+    sizes = []
+    for _ in range(2400):
+        world.run(1)
+        sizes.append(len(world.names()))
+    assert sizes[-1] == 2
+    assert all(after - before >= -1 for before, after in itertools.pairwise(sizes)), sizes
+    actions = {event[2]: event[1] for event in world.events}
+    assert actions["ScaledDown"] == "SustainedSurplus"
+    assert world.status()["lastScaleAction"] == "ScaleDown"
+    assert world.status()["observedGeneration"] == 1
+
+
+def test_a_fleet_at_rest_writes_nothing_but_figures_now_and_then() -> None:
+    world = world_of()
+    world.run(120)
+    world.writes.clear()
+    world.run(300)
+    assert set(world.writes) <= {"status llama"}
+    assert len(world.writes) <= 6
+
+
+def test_the_reason_is_the_same_word_everywhere() -> None:
+    world = world_of()
+    world.load = lambda role: 3.0
+    world.run(60, lambda: len(world.names()) > 2)
+    reason = world.events[-1][1]
+    labels = {"fleet": "d/llama", "role": "both", "decision": "grow", "reason": reason}
+    assert world.metrics.registry.get_sample_value("llmfleet_autoscaler_decisions_total", labels)
+    assert world.condition("ScalingActive")["reason"] in (reason, "PendingSuffices")
+
+
+def test_instances_of_others_count_and_are_never_touched() -> None:
+    world = World()
+    metadata = {"name": "llama-0", "namespace": "d", "labels": dict(FLEET)}
+    world.store(
+        LLMCLUSTER, {"apiVersion": "serving.ai/v1alpha1", "kind": "LLMCluster", "metadata": metadata, "spec": shape()}
+    )
+    world.create(scaled())
+    world.run(200)
+    assert world.names() == ["llama-0", "llama-1"]
+    world.edit("llama", lambda spec: spec.update(minInstances=0, maxInstances=1))
+    world.run(200)
+    assert world.names() == ["llama-0"]
+    assert "patch llama-0" not in world.writes
+
+
+def test_a_name_that_is_taken_outside_the_fleet_is_skipped() -> None:
+    world = World()
+    metadata = {"name": "llama-1", "namespace": "d", "labels": {"serving.ai/fleet": "another"}}
+    world.store(
+        LLMCLUSTER, {"apiVersion": "serving.ai/v1alpha1", "kind": "LLMCluster", "metadata": metadata, "spec": shape()}
+    )
+    world.create(scaled())
+    world.run(1)
+    assert world.names() == ["llama-0", "llama-1", "llama-2"]
+
+
+def test_a_new_autoscaler_adopts_what_an_orphaned_one_left() -> None:
+    world = world_of()
+    before = {obj["metadata"]["uid"] for obj in world.clusters()}
+    for obj in world.clusters():
+        obj["metadata"].pop("ownerReferences")
+    world.objects.pop((AUTOSCALER.plural, "d", "llama"))
+    world.create(scaled())
+    world.run(5)
+    assert {obj["metadata"]["uid"] for obj in world.clusters()} == before
+    owner = world.scaler()["metadata"]["uid"]
+    assert all(obj["metadata"]["ownerReferences"][0]["uid"] == owner for obj in world.clusters())
+
+
+def test_a_change_of_mutable_fields_is_patched_into_its_own_instances() -> None:
+    world = world_of()
+    uids = {obj["metadata"]["uid"] for obj in world.clusters()}
+    world.edit("llama", lambda spec: spec["instanceTemplate"]["spec"].update(image="vllm/vllm-openai:v0.34.0"))
+    world.run(2)
+    assert {obj["spec"]["image"] for obj in world.clusters()} == {"vllm/vllm-openai:v0.34.0"}
+    assert {obj["metadata"]["uid"] for obj in world.clusters()} == uids
+    assert ("TemplateChanged", "None") in {event[1:3] for event in world.events}
+
+
+def test_a_changed_shape_is_replaced_one_by_one_new_before_old() -> None:
+    world = world_of()
+    world.load = lambda role: 0.8
+    world.checks.append(lambda: world.broken_rules.extend([] if world.ready() >= 2 else ["too few are ready"]))
+    most: list[int] = []
+    world.checks.append(lambda: most.append(len(world.names())))
+
+    def bigger(spec: dict[str, Any]) -> None:
+        spec["instanceTemplate"]["spec"].update(replicas=1, gpusPerPod=8)
+
+    world.edit("llama", bigger)
+    world.run(400, lambda: all(obj["spec"]["gpusPerPod"] == 8 for obj in world.clusters()))
+    world.run(60)
+    assert len(world.names()) == 2
+    assert max(most) == 3
+    assert world.broken_rules == []
+
+
+def test_without_a_surge_the_old_one_goes_first() -> None:
+    world = world_of({"behavior": {"maxSurge": 0}})
+    most: list[int] = []
+    world.checks.append(lambda: most.append(len(world.names(staying=True))))
+    world.edit("llama", lambda spec: spec["instanceTemplate"]["spec"].update(replicas=1, gpusPerPod=8))
+    world.run(400, lambda: all(obj["spec"]["gpusPerPod"] == 8 for obj in world.clusters()))
+    assert max(most) == 2
+
+
+def test_an_instance_that_does_not_start_is_replaced_once_and_then_it_is_said() -> None:
+    world = World()
+    world.broken.add(shape()["image"])
+    world.create(scaled({"minInstances": 1}))
+    world.run(600)
+    created = [write for write in world.writes if write.startswith("create")]
+    assert created == ["create llama-0", "create llama-1"]
+    degraded = world.condition("Degraded")
+    assert (degraded["status"], degraded["reason"]) == ("True", "StartupTimeout")
+    assert "llama-1" in degraded["message"]
+
+
+@pytest.mark.parametrize("field", ["paused", "dryRun"])
+def test_paused_and_dry_run_write_no_instance(field: str) -> None:
+    world = World()
+    world.create(scaled({field: True}))
+    world.run(60)
+    assert world.names() == []
+    assert world.reason() == {"paused": "Paused", "dryRun": "DryRun"}[field]
+    assert world.condition("ScalingActive")["status"] == "False"
+
+
+def test_a_spec_nobody_can_use_changes_nothing_and_says_which_field() -> None:
+    world = world_of()
+    world.edit("llama", lambda spec: spec.update(minInstances=99))
+    world.run(30)
+    assert world.names() == ["llama-0", "llama-1"]
+    condition = world.condition("ScalingActive")
+    assert condition["reason"] == "InvalidSpec"
+    assert condition["message"] == "spec.minInstances: 99 is above maxInstances 10"
+
+
+def test_what_the_apiserver_refuses_is_said_and_tried_again() -> None:
+    world = World()
+    world.refused_images.add(shape()["image"])
+    world.create(scaled())
+    world.run(40)
+    assert world.events[-1][2] == "ScaleFailed"
+    world.refused_images.clear()
+    world.run(40, lambda: len(world.names()) == 2)
+
+
+def test_an_hour_without_figures_holds_and_says_so() -> None:
+    world = world_of()
+    world.load = lambda role: 3.0
+    world.run(400, lambda: world.ready() >= 4)
+    size = len(world.names())
+    world.problem, world.load = "Prometheus does not answer: 503", lambda role: 0.0
+    world.run(3600)
+    assert len(world.names()) == size
+    assert world.reason() == "SignalsStale"
+    assert world.condition("MetricsAvailable")["message"].startswith("Prometheus does not answer")
+
+
+def test_autoscalers_of_another_operator_are_left_alone() -> None:
+    world = World()
+    world.create(scaled(), annotations={"serving.ai/managed-by": "other/release"})
+    world.run(30)
+    assert world.writes == []
+
+
+def test_external_follows_the_scale_subresource_at_once() -> None:
+    world = World()
+    world.create(scaled({"policy": "External", "instances": 5}))
+    world.run(2)
+    assert len(world.names()) == 5
+    world.edit("llama", lambda spec: spec.update(instances=3))
+    world.run(2)
+    assert len(world.names()) == 3
+    assert world.status()["currentInstances"] >= 3
+
+
+def test_to_zero_and_back_for_one_request() -> None:
+    world = world_of({"minInstances": 0, "scaleToZero.afterSeconds": 120})
+    world.queued = 1
+    world.run(120, lambda: world.ready() == 1)
+    world.queued = 0
+    world.run(300, lambda: world.names() == [])
+    assert "IdleToZero" in {event[1] for event in world.events}
+    world.run(30)
+    world.queued = 1
+    world.run(4, lambda: len(world.names()) == 1)
+    assert world.reason() == "WokenByRequest"
+
+
+ROLES: dict[str, Any] = {**PLAIN, "prefill.maxInstances": 6, "decode.maxInstances": 6}
+
+
+def roles_world() -> World:
+    world = World()
+    world.create(disaggregated(ROLES))
+
+    def ratio() -> None:
+        prefill, decode = (
+            world.ready("prefill"),
+            sum(not obj["metadata"].get("deletionTimestamp") and ready_one(obj) for obj in world.clusters("decode")),
+        )
+        if prefill > 2 * decode:
+            world.broken_rules.append(f"{world.now:%H:%M:%S}: {prefill} prefill to {decode} decode")
+
+    world.checks.append(ratio)
+    return world
+
+
+def ready_one(obj: Mapping[str, Any]) -> bool:
+    return any(item["status"] == "True" for item in (obj.get("status") or {}).get("conditions") or ())
+
+
+def test_two_roles_keep_their_ratio_at_every_moment() -> None:
+    world = roles_world()
+    world.run(300, lambda: world.ready("prefill") >= 1 and world.ready("decode") >= 1)
+    world.load = lambda role: {"prefill": 3.5, "decode": 0.2}.get(role, 0.0)
+    world.run(600, lambda: world.ready("prefill") >= 5)
+    assert len(world.clusters("decode")) >= 3
+    world.load = lambda role: 0.1
+    world.run(3000)
+    assert (len(world.clusters("prefill")), len(world.clusters("decode"))) == (1, 1)
+    assert world.broken_rules == []
+    status = world.status("llama-pd")
+    assert status["prefill"]["desiredInstances"] == status["decode"]["desiredInstances"] == 1
+
+
+# Dying.
+
+
+def story(world: World) -> None:
+    """Up, a template change, down."""
+    world.create(scaled({"behavior": {"scaleDown": {"stabilizationSeconds": 60, "cooldownSeconds": 0, "step": 2}}}))
+    world.run(100)
+    world.load = lambda role: 3.0
+    world.run(200)
+    world.edit("llama", lambda spec: spec["instanceTemplate"]["spec"].update(image="next:1"))
+    world.run(30)
+    world.load = lambda role: 0.1
+    world.run(500)
+
+
+def end_of(world: World) -> tuple[Any, ...]:
+    return tuple(sorted((obj["metadata"]["name"], obj["spec"]["image"]) for obj in world.clusters()))
+
+
+def undisturbed() -> World:
+    world = World()
+    story(world)
+    return world
+
+
+CALM = undisturbed()
+
+
+def crashing(number: int) -> Callable[[World], None]:
+    def begin(world: World) -> None:
+        world.crash_after = number
+
+    return begin
+
+
+@pytest.mark.parametrize("number", range(len(CALM.writes)))
+def test_dying_before_or_after_any_write_ends_in_the_same_state(number: int) -> None:
+    world = World()
+    world.crash_after = number
+    story(world)
+    assert world.crashes == 1 or number >= len(CALM.writes) - 2
+    assert len(end_of(world)) == len(end_of(CALM)) == 2
+    assert {image for _, image in end_of(world)} == {"next:1"}
+    created = [write for write in world.writes if write.startswith("create")]
+    # A new process has lost what it learned about headroom: one instance more or less, never the same one twice.
+    assert len(created) == len(set(created)) <= 6
+    assert world.broken_rules == []
+
+
+def test_dying_again_and_again_never_shrinks_early_nor_grows_twice() -> None:
+    world = World()
+    world.create(scaled())
+    world.run(100)
+    world.load = lambda role: 3.0
+    for _ in range(20):
+        world.run(13)
+        world.restart()
+    size = len(world.names())
+    assert size in (4, 5, 6)
+    world.load = lambda role: 0.1
+    for _ in range(20):
+        world.run(50)
+        world.restart()
+    assert len(world.names()) == size

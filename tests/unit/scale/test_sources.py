@@ -1,0 +1,249 @@
+"""Where figures come from: pages of processes and a Prometheus, with everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+
+from llmfleet.prometheus.client import Prometheus
+from llmfleet.prometheus.query import QueryError, one_of, read_vector, select
+from llmfleet.scale import client
+from llmfleet.scale.client import Direct
+from llmfleet.scale.targets import Target, Targets, engine_targets, router_targets
+from llmfleet.telemetry import AutoscalerMetrics
+
+ENGINE = """vllm:num_requests_running{engine="0"} 3.0
+vllm:num_requests_waiting{engine="0"} 0.0
+vllm:generation_tokens_total{engine="0"} 500.0
+"""
+ROUTER = 'llmfleet_router_in_flight_requests{model="m"} 2.0\n'
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Answer], int]]:
+    """Start a server on loopback that answers so; its port."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(answer: Answer) -> int:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                answer(self)
+
+            do_POST = do_GET
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Quiet."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return int(server.server_address[1])
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def page(text: str, code: int = 200) -> Answer:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        body = text.encode()
+        request.send_response(code)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
+
+    return answer
+
+
+def drip(request: BaseHTTPRequestHandler) -> None:
+    """A page that never ends, a byte at a time."""
+    request.send_response(200)
+    request.end_headers()
+    for _ in range(200):
+        try:
+            request.wfile.write(b"#")
+        except OSError:
+            return
+        time.sleep(0.05)
+
+
+def target(name: str, port: int) -> Target:
+    return Target(name=name, pod=f"{name}-0", address="127.0.0.1", port=port)
+
+
+def targets_of(engines: dict[str, int], routers: dict[str, int] | None = None, **more: Any) -> Targets:
+    return Targets(
+        namespace="d",
+        engines=tuple(target(name, port) for name, port in engines.items()),
+        routers=tuple(target(name, port) for name, port in (routers or {}).items()),
+        serving=tuple(engines),
+        routers_expected=len(routers or {}),
+        models=frozenset({"m"}),
+        **more,
+    )
+
+
+def test_who_answers_is_seen_and_who_does_not_is_missing(
+    serve: Callable[[Answer], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "ASK_SECONDS", 0.5)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        ports = {
+            "good": serve(page(ENGINE)),
+            "busy": serve(page("no", 503)),
+            "proxy": serve(page("<html>bad gateway</html>")),
+            "nan": serve(page(ENGINE.replace("500.0", "NaN"))),
+            "slow": serve(drip),
+            "dead": 1,
+            "silent": silent.getsockname()[1],
+        }
+        metrics = AutoscalerMetrics()
+        seen = Direct(lambda: 7.0, metrics).observe(targets_of(ports, {"r": serve(page(ROUTER)), "gone": 1}))
+    assert [reading.instance for reading in seen.engines] == ["good"]
+    assert [(reading.router, reading.in_flight) for reading in seen.routers] == [("r", 2.0)]
+    assert seen.routers_expected == 2
+    failed = metrics.registry.get_sample_value(
+        "llmfleet_autoscaler_scrapes_total", {"target": "engine", "result": "failed"}
+    )
+    assert failed == 4
+
+
+def test_a_routers_page_is_asked_once_for_all_fleets(serve: Callable[[Answer], int]) -> None:
+    asked: list[str] = []
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        asked.append(request.path)
+        page(ROUTER)(request)
+
+    direct, targets = Direct(lambda: 7.0, AutoscalerMetrics()), targets_of({}, {"r": serve(answer)})
+    for _ in range(3):
+        assert len(direct.observe(targets).routers) == 1
+    assert asked == ["/metrics"]
+
+
+def pod(name: str, **changes: Any) -> dict[str, Any]:
+    ports = [{"name": "http", "containerPort": 9000}]
+    labels = {"serving.ai/cluster": name, "apps.kubernetes.io/pod-index": changes.get("index", "0")}
+    status = {"phase": changes.get("phase", "Running"), "podIP": changes.get("ip", "10.0.0.1"), "conditions": []}
+    if changes.get("ready"):
+        status["conditions"] = [{"type": "Ready", "status": "True"}]
+    metadata = {"name": f"{name}-0", "labels": labels, **changes.get("metadata", {})}
+    return {"metadata": metadata, "spec": {"containers": [{"name": "engine", "ports": ports}]}, "status": status}
+
+
+def test_rank_0_of_own_instances_is_asked_on_its_own_port() -> None:
+    pods = [pod("a"), pod("a", index="1"), pod("b", phase="Pending"), pod("c", ip=""), pod("other")]
+    assert engine_targets(["a", "b", "c"], pods) == (Target(name="a", pod="a-0", address="10.0.0.1", port=9000),)
+
+
+def test_only_ready_routers_must_answer() -> None:
+    leaving = pod("z", ready=True, metadata={"deletionTimestamp": "2026-01-01T00:00:00Z"})
+    found, expected = router_targets([pod("x", ready=True), pod("y"), leaving])
+    assert ([one.name for one in found], expected) == (["x-0", "y-0", "z-0"], 1)
+
+
+# Prometheus.
+
+
+class FakePrometheus:
+    """Answers by what a query contains."""
+
+    def __init__(self, *answers: tuple[str, Any]) -> None:
+        self.answers, self.queries = answers, list[str]()
+
+    def __call__(self, request: BaseHTTPRequestHandler) -> None:
+        form = parse_qs(request.rfile.read(int(request.headers["Content-Length"])).decode())
+        query = form["query"][0]
+        self.queries.append(query)
+        found = next((answer for part, answer in self.answers if part in query), vector())
+        page(found if isinstance(found, str) else json.dumps(found))(request)
+
+
+def vector(*samples: tuple[dict[str, str], str]) -> dict[str, Any]:
+    result = [{"metric": labels, "value": [1.0, value]} for labels, value in samples]
+    return {"status": "success", "data": {"resultType": "vector", "result": result}}
+
+
+def series(name: str, value: str, **labels: str) -> tuple[dict[str, str], str]:
+    return {"__name__": name, "pod": "a-0", **labels}, value
+
+
+FULL = (
+    ("timestamp(vllm", vector(({"pod": "a-0"}, "990"))),
+    ("timestamp(llmfleet", vector(({"pod": "r-1"}, "995"))),
+    (
+        "generation_tokens",
+        vector(
+            series("vllm:num_requests_running", "3"),
+            series("vllm:num_requests_waiting", "1"),
+            series("vllm:generation_tokens_total", "500"),
+        ),
+    ),
+    ("llmfleet_queue_requests", vector(({"__name__": "llmfleet_queue_requests", "pod": "r-1", "model": "m"}, "4"))),
+)
+
+
+def test_prometheus_gives_the_same_readings_with_the_age_of_their_samples(serve: Callable[[Answer], int]) -> None:
+    fake = FakePrometheus(*FULL, ("sum(up)", vector(({}, "12"))))
+    source = Prometheus(f"http://127.0.0.1:{serve(fake)}/", lambda: 1000.0, AutoscalerMetrics())
+    seen = source.observe(targets_of({"a": 1}, {"r": 1}, queries=(("mine", "sum(up)"),)))
+    [engine], [router] = seen.engines, seen.routers
+    assert (engine.instance, engine.at, engine.generated, engine.waiting) == ("a", 990.0, 500.0, 1.0)
+    assert (router.router, router.at, router.queued) == ("r-1", 995.0, 4.0)
+    assert seen.external == {"mine": 12.0}
+    assert seen.problem == ""
+    assert any('namespace="d",pod=~"a\\-0"' in query.replace("\\\\", "\\") for query in fake.queries)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "<html>", "[]", json.dumps({"status": "error", "error": "out of memory"}), json.dumps(vector(({}, "x")))],
+)
+def test_a_prometheus_that_answers_nonsense_is_a_problem(serve: Callable[[Answer], int], answer: str) -> None:
+    source = Prometheus(f"http://127.0.0.1:{serve(FakePrometheus(('', answer)))}", lambda: 1000.0, AutoscalerMetrics())
+    seen = source.observe(targets_of({"a": 1}))
+    assert seen.engines == ()
+    assert seen.problem.startswith("Prometheus does not answer: ")
+
+
+def test_a_prometheus_that_is_down_is_a_problem() -> None:
+    seen = Prometheus("http://127.0.0.1:1", lambda: 1000.0, AutoscalerMetrics()).observe(targets_of({"a": 1}))
+    assert "Prometheus does not answer" in seen.problem
+    assert seen.serving == ("a",)
+
+
+def test_an_empty_prometheus_knows_nothing_and_does_not_say_zero(serve: Callable[[Answer], int]) -> None:
+    source = Prometheus(f"http://127.0.0.1:{serve(FakePrometheus())}", lambda: 1000.0, AutoscalerMetrics())
+    seen = source.observe(targets_of({"a": 1}, {"r": 1}, queries=(("mine", "sum(up)"),)))
+    assert (seen.engines, seen.routers, seen.external) == ((), (), {})
+    assert seen.routers_expected == 1
+
+
+def test_a_query_that_gives_nan_has_no_value(serve: Callable[[Answer], int]) -> None:
+    fake = FakePrometheus(("sum(up)", vector(({}, "NaN"))))
+    source = Prometheus(f"http://127.0.0.1:{serve(fake)}", lambda: 1000.0, AutoscalerMetrics())
+    assert source.observe(targets_of({}, queries=(("mine", "sum(up)"),))).external == {}
+
+
+def test_names_and_labels_are_quoted() -> None:
+    assert select(["vllm:a"], 'n"s', pod=["a.b"]) == '{__name__=~"vllm:a",namespace="n\\"s",pod=~"a\\\\.b"}'
+    assert one_of(["b", "a"]) == '"a|b"'
+
+
+def test_a_matrix_is_no_vector() -> None:
+    with pytest.raises(QueryError):
+        list(read_vector({"status": "success", "data": {"resultType": "matrix", "result": []}}))
