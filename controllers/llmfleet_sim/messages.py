@@ -115,4 +115,5 @@ class MessagesAnswer(Answer):
             "model": self.identity.model,
             **stop,
             "usage": self._usage(),
+            **({"kv_transfer_params": self.transfer} if self.transfer else {}),
         }

