@@ -216,29 +216,37 @@ def nearest(index: PrefixIndex, keys: Sequence[int], candidates: Sequence[C], fa
     A candidate with more than `factor` times its part of the requests in flight, by weight, is passed over, so that a
     prefix in demand moves on to a second engine, and then a third. A sixteenth of an engine's slots is never too much.
     """
-    total = weights = everybody = 0
-    for candidate in candidates:
-        total += candidate.backend.in_flight
-        weights += candidate.weight
-        everybody |= index.bit(candidate.backend.number)
-    known = False
-    seen = 0
+    young, old, bits = index._young, index._old, index._bits
+    known, fair, asked = False, -1.0, 0
     for key in reversed(keys):
-        holders = index.holders(key) & everybody & ~seen
+        holders = (young.get(key, 0) | old.get(key, 0)) & ~asked
         if not holders:
             continue
-        known = True
-        seen |= holders
-        free = [
-            c
-            for c in candidates
-            if index.bit(c.backend.number) & holders and _takes_more(c, factor * (total + 1) / weights)
-        ]
-        if free:
-            return min(free, key=lambda c: c.backend.in_flight / c.weight), True
+        asked |= holders
+        best, least = None, 0.0
+        for candidate in candidates:
+            backend = candidate.backend
+            if not bits.get(backend.number, 0) & holders:
+                continue
+            known = True
+            busy = backend.in_flight
+            if busy >= backend.slots >> 4:
+                if fair < 0.0:
+                    fair = factor * _average(candidates)
+                if busy >= ceil(fair * candidate.weight):
+                    continue
+            load = busy / candidate.weight
+            if best is None or load < least:
+                best, least = candidate, load
+        if best is not None:
+            return best, True
     return None, known
 
 
-def _takes_more(candidate: Candidate, fair: float) -> bool:
-    backend = candidate.backend
-    return backend.in_flight < max(ceil(fair * candidate.weight), backend.slots // 16)
+def _average(candidates: Sequence[C]) -> float:
+    """Return the requests in flight per weight, the one to come included."""
+    total = weights = 0
+    for candidate in candidates:
+        total += candidate.backend.in_flight
+        weights += candidate.weight
+    return (total + 1) / weights
