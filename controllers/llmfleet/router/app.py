@@ -327,6 +327,8 @@ class App:
             loop.create_task(repeat(FLUSH_SECONDS / 4, self.access_log.flush)),
             loop.create_task(repeat(SWEEP_SECONDS, lambda: self.router.sweep(loop.time()))),
         ]
+        if self.keys is not None:
+            self._timers.append(loop.create_task(repeat(WATCH_SECONDS, self.keys.look)))
 
     async def leave(self, now_exit: asyncio.Event) -> None:
         """Unready first, then no new connections, then wait for the open requests."""
