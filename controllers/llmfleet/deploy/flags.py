@@ -1,8 +1,9 @@
 """Spell a spec as the argument list of `vllm serve`, and tell whether an argument is one that the operator sets itself.
 
 In: a `Spec` and the instance's name. Out: a list of strings; the parts that differ between ranks are left to the
-kubelet (`$(LLMFLEET_RANK)`) and to the start gate (`--headless`), because all ranks share one template. Unset fields
-give no flag, so vLLM's own default holds. It never reads a cluster, and the same spec always gives the same list.
+kubelet (`$(LLMFLEET_RANK)`) and to the program that starts the engine (`--headless`, and `--host` by the family of
+the pod's address), because all ranks share one template. Unset fields give no flag, so vLLM's own default holds. It
+never reads a cluster, and the same spec always gives the same list.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def engine_args(spec: Spec, cluster: str) -> list[str]:
     return [
         "serve",
         model_argument(spec),
-        *("--host", "0.0.0.0", "--port", str(spec.network.base_port)),
+        *("--port", str(spec.network.base_port)),
         *("--served-model-name", *spec.names),
         *parallel_flags(spec, cluster),
         *inference_flags(spec.inference_args, load_format(spec)),

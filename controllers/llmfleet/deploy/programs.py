@@ -25,6 +25,11 @@ def gate() -> list[str]:
     return [*PYTHON, text("gate.py.txt")]
 
 
+def start() -> list[str]:
+    """A single pod's engine without a gate; its command line follows as arguments."""
+    return [*SHELL, text("start.sh")]
+
+
 def started() -> list[str]:
     """Succeeds once the container is past the gate."""
     return [*SHELL, text("started.sh")]

@@ -34,7 +34,7 @@ def value(arguments: list[str], flag: str) -> str:
 
 def test_an_unset_field_gives_no_flag() -> None:
     assert args() == [
-        *("serve", "org/model", "--host", "0.0.0.0", "--port", "8000", "--served-model-name", "org/model"),
+        *("serve", "org/model", "--port", "8000", "--served-model-name", "org/model"),
         *("--tensor-parallel-size", "1", "--shutdown-timeout", "10"),
     ]
 

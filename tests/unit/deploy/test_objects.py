@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from llmfleet import names
 from llmfleet.api.parse import SpecError, parse_spec
+from llmfleet.deploy import programs
 from llmfleet.deploy.objects.budget import Holder, budget_name, build_fleet_budget, build_own_budget
 from llmfleet.deploy.objects.claim import build_claim
 from llmfleet.deploy.objects.identity import Identity, identify
@@ -136,7 +137,8 @@ def test_pods_carry_only_labels_that_somebody_selects_by() -> None:
 
 def test_a_single_pod_has_no_gate_and_no_node_flags() -> None:
     container = engine(template(replicas=1, tensorParallelSize=1))
-    assert container["command"] == ["vllm"]
+    assert container["command"] == programs.start()
+    assert container["args"][:2] == ["vllm", "serve"]
     assert not {"--nnodes", "--node-rank", "--master-addr"} & set(container["args"])
     assert "startupProbe" not in container
 

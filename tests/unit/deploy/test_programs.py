@@ -42,7 +42,9 @@ class Group:
     port: int = field(default_factory=free_port)
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def start(self, rank: int, *, revision: str = "r1", pod: str = "") -> subprocess.Popen[str]:
+    def start(
+        self, rank: int, *, revision: str = "r1", pod: str = "", address: str = "10.0.0.1"
+    ) -> subprocess.Popen[str]:
         run = self.folder / (pod or f"rank-{rank}")
         run.mkdir(exist_ok=True)
         env = {
@@ -53,6 +55,7 @@ class Group:
             "LLMFLEET_LEADER": "127.0.0.1",
             "LLMFLEET_GATE_PORT": str(self.port),
             "LLMFLEET_REVISION": revision,
+            "VLLM_HOST_IP": address,
         }
         engine = ["/bin/sh", "-c", 'echo "engine: $*"; exec sleep 60', "engine"]
         process = subprocess.Popen(
@@ -94,9 +97,25 @@ def test_nobody_passes_before_everybody_is_here(group: Group) -> None:
     assert not group.passed(1)
     second = group.start(2)
     wait_for(lambda: all(group.passed(rank) for rank in range(3)), "all ranks pass")
-    assert line(leader, "engine:") == "engine:"
-    assert line(first, "engine:") == "engine: --headless"
-    assert line(second, "engine:") == "engine: --headless"
+    assert line(leader, "engine:") == "engine: --host 0.0.0.0"
+    assert line(first, "engine:") == "engine: --host 0.0.0.0 --headless"
+    assert line(second, "engine:") == "engine: --host 0.0.0.0 --headless"
+
+
+def test_a_group_with_ipv6_addresses_listens_on_them(group: Group) -> None:
+    group.size = 2
+    leader, follower = group.start(0, address="fd00::1"), group.start(1, address="fd00::2")
+    assert line(leader, "engine:") == "engine: --host ::"
+    assert line(follower, "engine:") == "engine: --host :: --headless"
+
+
+@pytest.mark.parametrize(("address", "host"), [("10.0.0.1", "0.0.0.0"), ("fd00::1", "::")])
+def test_a_single_pod_listens_on_its_own_family_and_keeps_its_arguments(
+    address: str, host: str, tmp_path: Path
+) -> None:
+    arguments = ["/usr/bin/printf", "%s|", "serve", "a model", "--port", "8000"]
+    done = run([*programs.start(), *arguments], tmp_path, VLLM_HOST_IP=address)
+    assert done.stdout == f"serve|a model|--port|8000|--host|{host}|"
 
 
 def test_followers_may_come_before_their_leader(group: Group) -> None:
@@ -310,5 +329,12 @@ def test_pre_stop_returns_at_once_when_the_leader_does_not_serve(tmp_path: Path,
 
 
 def test_no_program_holds_what_the_kubelet_would_expand() -> None:
-    for command in (programs.gate(), programs.stop(), programs.ready(), programs.live(), programs.started()):
+    for command in (
+        programs.gate(),
+        programs.stop(),
+        programs.ready(),
+        programs.live(),
+        programs.start(),
+        programs.started(),
+    ):
         assert not [part for part in command if "$(" in part or "$$" in part]

@@ -140,14 +140,14 @@ def build_affinity(identity: Identity, spec: Spec) -> dict[str, Any]:
 
 
 def build_engine(identity: Identity, spec: Spec) -> dict[str, Any]:
-    """The engine container. A group starts through the gate; a single pod execs the engine directly."""
+    """The engine container. A group starts through the gate; a single pod execs the engine at once."""
     arguments = ["vllm", *engine_args(spec, identity.name)]
     grouped = spec.replicas > 1
     container: dict[str, Any] = {
         "name": names.ENGINE_CONTAINER,
         "image": spec.image,
-        "command": programs.gate() if grouped else arguments[:1],
-        "args": arguments if grouped else arguments[1:],
+        "command": programs.gate() if grouped else programs.start(),
+        "args": arguments,
         "env": build_env(identity, spec),
         "ports": build_ports(spec),
         "resources": build_resources(spec),
