@@ -219,9 +219,13 @@ def parse_settings(raw: object) -> Settings:
     level = top.get("logLevel", plain.log_level)
     if level not in LOG_LEVELS:
         raise SettingsError(f"logLevel: {level!r} is not one of {', '.join(LOG_LEVELS)}")
+    classes = _priorities(top.get("classes", plain.classes))
+    for name, _ in sections["queue"].classes:
+        if name not in classes:
+            raise SettingsError(f"queue.classes: {name} is not one of the classes: {', '.join(classes)}")
     return Settings(
         **sections,
-        classes=_priorities(top.get("classes", plain.classes)),
+        classes=classes,
         forward_headers=_headers(top.get("forwardHeaders", list(plain.forward_headers))),
         log_level=level,
     )

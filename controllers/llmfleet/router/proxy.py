@@ -25,6 +25,7 @@ from llmfleet.router.keys import ANONYMOUS, Keyring, Tenant
 from llmfleet.router.limits import Settings
 from llmfleet.router.pick import Backend, Fleet, ModelPool
 from llmfleet.router.relay import Exchange
+from llmfleet.router.shares import Room
 from llmfleet.router.sse import Dialect
 from llmfleet.router.usage import Record
 from llmfleet.telemetry import RouterMetrics
@@ -95,6 +96,19 @@ class Router:
     def waiting(self, model: str) -> int:
         """Count direct requests of a model that wait for a slot."""
         return 0
+
+    def rooms(self) -> dict[str, Room]:
+        """Say who waits for which engines, to the routers that share them."""
+        return {
+            name: Room(
+                [f"{c.backend.pod_uid}@{c.backend.address}" for group in pool.groups() for c in group.open], waiting
+            )
+            for name, pool in self.fleet.models.items()
+            if (waiting := self.waiting(name))
+        }
+
+    def more_slots(self) -> None:
+        """Slots came from other routers: requests that wait may start."""
 
     def next_id(self) -> bytes:
         """Return a new request id."""
@@ -337,16 +351,19 @@ class Client(asyncio.Protocol):
             admitted = policy.admit(route, body, router.settings, tenant.ours)
             keys.check_model(tenant, admitted.model)
             pool = router.pool(admitted.model)
-            if router.jobs is not None and router.jobs.wanted(reader.head):
-                self._exchange = router.jobs.take(
-                    self, route, pool.name, body, reader.head, reader.fields, tenant=tenant.name
-                )
-                return
             now = router.loop.time()
             lease = None
+            cost = 0.0
             if tenant is not ANONYMOUS:
                 cost = quota.estimate(admitted.size, admitted.choices, admitted.max_tokens)
                 lease = router.quotas.enter(tenant, cost, now)
+            if router.jobs is not None and router.jobs.wanted(reader.head):
+                if lease is not None:
+                    lease.settle(cost)  # a job is charged by its estimate when it comes, and is not open meanwhile
+                self._exchange = router.jobs.take(
+                    self, route, pool.name, body, reader.head, reader.fields, tenant, asked=True
+                )
+                return
         except Refusal as error:
             self._refuse(error, keep_alive=self._may_stay(), dialect=route.dialect)
             return

@@ -12,17 +12,19 @@ import secrets
 from collections.abc import Sequence
 from typing import Final
 
-from llmfleet.router import policy
+from llmfleet.router import keys, policy
+from llmfleet.router.disagg.relay import exchange_for
+from llmfleet.router.errors import Code, Refusal
 from llmfleet.router.jobs import rules
 from llmfleet.router.jobs.client import Store
 from llmfleet.router.jobs.entry import ID_BYTES, Claim, Request, job_id
 from llmfleet.router.jobs.execute import Worker
 from llmfleet.router.jobs.proxy import Call, Connection, Desk
-from llmfleet.router.jobs.relay import Collector, JobExchange
-from llmfleet.router.limits import DEFAULT_CLASS
-from llmfleet.router.pick import pick
+from llmfleet.router.jobs.relay import Collector
+from llmfleet.router.keys import ANONYMOUS, Tenant
 from llmfleet.router.policy import Route
 from llmfleet.router.proxy import Router
+from llmfleet.router.relay import Exchange
 from llmfleet.telemetry import JobGauges, JobMetrics
 
 log = logging.getLogger(__name__)
@@ -38,12 +40,9 @@ class Jobs:
         settings = router.settings
         self._router, self._queue = router, settings.queue
         self.metrics = JobMetrics(self._gauges)
-        # The most urgent class first: an engine's priority is lower when it is sooner.
-        classes = sorted(settings.classes, key=lambda name: settings.classes[name])
-        classes += [name for name in (*dict(settings.queue.classes), DEFAULT_CLASS) if name not in classes]
-        self._classes = frozenset(classes)
-        self.store = Store(settings.redis, settings.queue, classes, pod)
-        self.worker = Worker(router, self.store, settings.queue, self.metrics, self._begin)
+        self._classes = rules.ranked(settings.classes)
+        self.store = Store(settings.redis, settings.queue, self._classes, pod)
+        self.worker = Worker(router, self.store, settings.queue, self.metrics, self._prepare)
         self.desk = Desk(router, self.store, settings.queue, self.metrics)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -101,26 +100,24 @@ class Jobs:
         body: bytes,
         head: bytes,
         fields: bytes,
+        tenant: Tenant,
         *,
-        tenant: str = "",
-        klass: str = DEFAULT_CLASS,
-        share: float = 1.0,
-        asked: bool = True,
+        asked: bool,
     ) -> Call:
         """Store a request; `body` is the client's own, `asked` whether it asked for a job itself."""
         key = rules.idempotency_key(head)
         request = Request(
             id=job_id(secrets.token_bytes(ID_BYTES)),
-            tenant=tenant,
+            tenant=tenant.name,
             model=model,
-            klass=klass if klass in self._classes else DEFAULT_CLASS,
+            klass=self._classes[min(tenant.klass, len(self._classes) - 1)],
             path=route.path,
             body=body,
             fields=fields,
             idempotency=rules.digest(key) if key else "",
             digest=rules.digest(route.path, body) if key else "",
         )
-        limit = 0 if share >= 1.0 else max(1, int(share * self._queue.capacity))
+        limit = 0 if tenant.queue_share >= 1.0 else max(1, int(tenant.queue_share * self._queue.capacity))
         return Call(
             self._router,
             connection,
@@ -142,17 +139,18 @@ class Jobs:
 
     # ---- running ----
 
-    def _begin(self, claim: Claim, collector: Collector) -> JobExchange | None:
-        """Send a job on its way like any request, under the rules of now."""
+    def _prepare(self, claim: Claim, collector: Collector) -> Exchange:
+        """Make the exchange of a job like that of any request, under the rules of now."""
         router = self._router
+        tenant = router.tenant(claim.tenant) if claim.tenant else ANONYMOUS
+        if tenant is None:
+            message = "the API key of this request is no longer known"
+            raise Refusal(status=401, code=Code.INVALID_API_KEY, message=message)
         route = policy.ENGINE_ROUTES[claim.path]
-        admitted = policy.admit(route, claim.body, router.settings)
+        admitted = policy.admit(route, claim.body, router.settings, tenant.ours)
+        keys.check_model(tenant, admitted.model)
         pool = router.pool(admitted.model)
-        backend = pick(pool)
-        if backend is None:
-            return None
-        exchange = JobExchange(
-            rules.MAX_ATTEMPTS - claim.attempts + 1,
+        exchange = exchange_for(pool)(
             router,
             collector,
             route,
@@ -165,7 +163,8 @@ class Jobs:
             False,
             router.loop.time(),
         )
-        exchange._dispatch(backend)
+        exchange.tenant = tenant
+        exchange.attempts = claim.attempts - 1  # those of workers before are its own: no body reaches a third engine
         return exchange
 
     def _heard(self, words: Sequence[str]) -> None:

@@ -18,10 +18,11 @@ from llmfleet.router.errors import Refusal
 from llmfleet.router.jobs import rules
 from llmfleet.router.jobs.client import Store, Unavailable
 from llmfleet.router.jobs.entry import Claim, Dead, Result, State
-from llmfleet.router.jobs.relay import Collector, JobExchange
+from llmfleet.router.jobs.relay import Collector, is_whole
 from llmfleet.router.jobs.rules import End
 from llmfleet.router.limits import Queue
 from llmfleet.router.pick import Fleet, ModelPool
+from llmfleet.router.relay import Exchange
 from llmfleet.router.sse import Dialect
 from llmfleet.telemetry import JobMetrics
 
@@ -45,10 +46,10 @@ class Fleetwide(Protocol):
         """Count direct requests that wait for a slot."""
 
 
-class Begin(Protocol):
-    """Makes the exchange of a job, or returns None if no slot is free for it."""
+class Prepare(Protocol):
+    """Makes the exchange of a job, not started yet, or refuses by the rules of now."""
 
-    def __call__(self, claim: Claim, collector: Collector) -> JobExchange | None: ...
+    def __call__(self, claim: Claim, collector: Collector) -> Exchange: ...
 
 
 class Run:
@@ -58,17 +59,22 @@ class Run:
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
-        self.exchange: JobExchange | None = None
+        self.exchange: Exchange | None = None
         self.collector: Collector | None = None
         self.over = False
+
+    @property
+    def dispatches(self) -> int:
+        """Count the engines that were asked in this attempt."""
+        return 0 if self.exchange is None else self.exchange.attempts - (self.claim.attempts - 1)
 
 
 class Worker:
     """The jobs of one router process."""
 
-    def __init__(self, router: Fleetwide, store: Store, queue: Queue, metrics: JobMetrics, begin: Begin) -> None:
+    def __init__(self, router: Fleetwide, store: Store, queue: Queue, metrics: JobMetrics, prepare: Prepare) -> None:
         self._router, self._store, self._queue = router, store, queue
-        self._metrics, self._begin = metrics, begin
+        self._metrics, self._prepare = metrics, prepare
         self._runs: dict[str, Run] = {}
         self._offers: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -198,10 +204,12 @@ class Worker:
     def _start(self, run: Run) -> None:
         collector = run.collector = Collector(self._queue.max_result_bytes, self._over_of(run))
         try:
-            run.exchange = self._begin(run.claim, collector)
+            run.exchange = self._prepare(run.claim, collector)
         except Refusal as refusal:  # the rules changed since it was stored
             status, _, body = errors.render(refusal, Dialect.PLAIN)
             self._offer(run, Result(status=status, content_type=b"application/json", body=body), End.FINISH)
+        else:
+            run.exchange.start()
 
     # ---- ends ----
 
@@ -220,8 +228,8 @@ class Worker:
             too_long = Result(status=status, content_type=b"application/json", body=body)
             self._offer(run, too_long, End.FINISH)
             return
-        whole = result if exchange.whole else None
-        self._offer(run, result, rules.judge(whole, dispatched=exchange.attempts > 0))
+        whole = result if is_whole(exchange) else None
+        self._offer(run, result, rules.judge(whole, dispatched=run.dispatches > 0))
 
     def _drop(self, run: Run) -> None:
         """The job is no longer ours: stop its engine."""
@@ -268,8 +276,8 @@ class Worker:
             if await self._store.finish(claim, state, result):
                 self._ended(claim.model, state)
             return
-        dispatches = 0 if run.exchange is None or end is End.RETURN else run.exchange.attempts
-        begun = run.exchange is not None and run.exchange.attempts > 0
+        dispatches = 0 if end is End.RETURN else run.dispatches
+        begun = run.dispatches > 0
         pause = RETRY_SECONDS if end is End.RETRY else 0.0
         if end is End.RETRY:
             self._metrics.lost_attempts[claim.model] += 1

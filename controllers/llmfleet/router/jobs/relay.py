@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from llmfleet.router import http1
-from llmfleet.router.answer import Again
+from llmfleet.router.answer import Ended
 from llmfleet.router.jobs.entry import Result
 from llmfleet.router.relay import Exchange
 
@@ -67,24 +67,7 @@ class Collector:
             self._over(result)
 
 
-class JobExchange(Exchange):
-    """The exchange of a job: it may ask as many engines as the job has dispatches left, and says how it ended."""
-
-    __slots__ = ("_budget", "outcome")
-
-    def __init__(self, budget: int, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._budget = budget
-        self.outcome = ""
-
-    @property
-    def whole(self) -> bool:
-        """Whether the engine said that its answer is whole, and meant it."""
-        return self.outcome in ("complete", "refused")
-
-    def _retry(self, verdict: Again) -> bool:
-        return self.attempts < self._budget and super()._retry(verdict)
-
-    def _over(self, outcome: str, *, keep_alive: bool, answered: bool = True) -> None:
-        self.outcome = outcome
-        super()._over(outcome, keep_alive=keep_alive, answered=answered)
+def is_whole(exchange: Exchange) -> bool:
+    """Whether the engine said that its answer is whole, and meant it."""
+    verdict = exchange.answer.verdict
+    return isinstance(verdict, Ended) and verdict.outcome == "complete"

@@ -152,6 +152,12 @@ def may_start(*, slots: int, in_flight: int, jobs: int, waiting: int, share: flo
     return not waiting and free > ceil(slots * headroom)
 
 
+def ranked(classes: Mapping[str, int]) -> tuple[str, ...]:
+    """Return one class for each priority, the most urgent first; a tenant's rank is an index into it."""
+    names = {priority: name for name, priority in reversed(list(classes.items()))}
+    return tuple(names[priority] for priority in sorted(names))
+
+
 def floor(slots: int, share: float) -> int:
     """Return how many slots jobs may have whatever else waits."""
     return max(1, int(slots * share)) if slots else 0
