@@ -181,6 +181,28 @@ def shut(response: urllib3.BaseHTTPResponse) -> None:
         response.shutdown()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request, to be sent once or twice."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    body: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    read_seconds: float
+    """The longest silence."""
+    stream: bool = False
+    """The answer is read while it comes."""
+
+    @property
+    def target(self) -> str:
+        return self.path + (f"?{urlencode(self.query)}" if self.query else "")
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+
 class Transport:
     """A pool of kept-alive connections to the apiserver, safe for many threads."""
 
@@ -202,14 +224,16 @@ class Transport:
     ) -> bytes:
         """One request, answered in full."""
         headers = {"Content-Type": content_type} if body is not None else {}
-        response = self._send(method, path, query, body, headers, read_seconds, stream=False)
-        return response.data
+        sent = Request(
+            method=method, path=path, query=query or {}, body=body, headers=headers, read_seconds=read_seconds
+        )
+        return self._send(sent).data
 
     def lines(self, path: str, query: Mapping[str, str], *, read_seconds: float, streams: Streams) -> Iterator[bytes]:
         """The lines of an endless answer. A silence longer than `read_seconds` raises Unavailable.
 
         Another thread can end the wait through `streams`."""
-        response = self._send("GET", path, query, None, {}, read_seconds, stream=True)
+        response = self._send(Request(method="GET", path=path, query=query, read_seconds=read_seconds, stream=True))
         streams.opened(response)
         try:
             yield from split_lines(response.stream(1 << 16, decode_content=False))
@@ -218,56 +242,35 @@ class Transport:
         finally:
             response.close()
 
-    def _send(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None,
-        body: bytes | None,
-        headers: Mapping[str, str],
-        read_seconds: float,
-        *,
-        stream: bool,
-    ) -> urllib3.BaseHTTPResponse:
-        response = self._once(method, path, query, body, headers, read_seconds, stream)
+    def _send(self, request: Request) -> urllib3.BaseHTTPResponse:
+        response = self._once(request)
         if response.status == 401:
             response.drain_conn()
             self.reload()
-            response = self._once(method, path, query, body, headers, read_seconds, stream)
+            response = self._once(request)
         if not 200 <= response.status < 300:
-            raise error_for(
-                response.status, response.headers.get("Retry-After", ""), read_error(response), f"{method} {path}"
-            )
+            retry_after = response.headers.get("Retry-After", "")
+            raise error_for(response.status, retry_after, read_error(response), str(request))
         return response
 
-    def _once(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None,
-        body: bytes | None,
-        headers: Mapping[str, str],
-        read_seconds: float,
-        stream: bool,
-    ) -> urllib3.BaseHTTPResponse:
+    def _once(self, request: Request) -> urllib3.BaseHTTPResponse:
         # The pool itself, not its manager: parsing the URL of each request anew would be a fifth of what it costs.
         pool, prefix = self._pool
-        target = prefix + path + (f"?{urlencode(query)}" if query else "")
-        sent = {"User-Agent": self._user_agent, "Accept": "application/json", **self._credentials.headers(), **headers}
+        ours = {"User-Agent": self._user_agent, "Accept": "application/json", **self._credentials.headers()}
         try:
             return pool.urlopen(
-                method,
-                target,
-                body=body,
-                headers=sent,
-                timeout=Timeout(connect=CONNECT_SECONDS, read=read_seconds),
+                request.method,
+                prefix + request.target,
+                body=request.body,
+                headers={**ours, **request.headers},
+                timeout=Timeout(connect=CONNECT_SECONDS, read=request.read_seconds),
                 retries=NO_RETRY,
                 redirect=False,
                 assert_same_host=False,
-                preload_content=not stream,
+                preload_content=not request.stream,
             )
         except (HTTPError, OSError) as error:
-            raise Unavailable(f"{method} {path}: {error}") from error
+            raise Unavailable(f"{request}: {error}") from error
 
     def reload(self) -> None:
         """Read the credentials again and connect anew; also finds a rotated CA or client certificate."""
