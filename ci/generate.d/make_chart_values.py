@@ -75,6 +75,7 @@ RULES: dict[str, Schema] = {
     "digest": {"pattern": "^(sha256:[0-9a-f]{64})?$"},
     "imageRegistry": {"pattern": f"^({DOTTED}(:[0-9]+)?(/[a-z0-9._/-]+)?)?$"},
     "interval": DURATION,
+    "intervalSeconds": {"minimum": 1, "maximum": 300},
     "maxReplicas": {"minimum": 1, "maximum": 1000},
     "maxUnavailable": {"type": ["integer", "string"], "minimum": 1, "pattern": "^[1-9][0-9]?%$"},
     "maxmemory": {"pattern": "^[0-9]+(kb|mb|gb)$"},
@@ -91,6 +92,7 @@ RULES: dict[str, Schema] = {
     "replicas": {"minimum": 1, "maximum": 1000},
     "repository": {"pattern": "^([a-z0-9]+([._/-]+[a-z0-9]+)*)?$"},
     "scrapeTimeout": DURATION,
+    "autoscalerServiceAccountName": {"pattern": f"^({DOTTED})?$"},
     "serviceAccountName": {"pattern": f"^({DOTTED})?$"},
     "size": {"pattern": "^[0-9]+(\\.[0-9]+)?(Ki|Mi|Gi|Ti)$"},
     "tag": {"pattern": "^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$", "maxLength": 128},
@@ -106,24 +108,30 @@ TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: 
 
 def outputs(root: Path) -> dict[Path, str]:
     """The schema and the README of every chart that has values."""
-    spec, limits = cluster_fields(root), router_limits(root)
+    spec, scaling, limits = kind_fields(root, 0), scaling_fields(root), router_limits(root)
     files: dict[Path, str] = {}
     for values in sorted(root.glob("charts/llmfleet*/values.yaml")):
         chart, text = values.parent, values.read_text(encoding="utf-8")
         readme = chart / "README.md"
         if not readme.exists():
             continue
-        schema = chart_schema(chart.name, text, spec, limits)
+        schema = chart_schema(chart.name, text, spec, scaling, limits)
         files[chart / "values.schema.json"] = json.dumps(schema, indent=2) + "\n"
         files[readme] = with_table(readme.read_text(encoding="utf-8"), text)
     return files
 
 
-def cluster_fields(root: Path) -> dict[str, Schema]:
-    """The fields of an LLMCluster's spec as the CRD says them."""
-    version = make_crds.build_crds(make_crds.load_source(root))[0]["spec"]["versions"][0]
+def kind_fields(root: Path, number: int) -> dict[str, Schema]:
+    """The fields of a kind's spec as its CRD says them: 0 is the LLMCluster, 1 the LLMClusterAutoscaler."""
+    version = make_crds.build_crds(make_crds.load_source(root))[number]["spec"]["versions"][0]
     found: dict[str, Schema] = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
     return found
+
+
+def scaling_fields(root: Path) -> dict[str, Schema]:
+    """What a model's `autoscaling` may say: an autoscaler's spec without what the chart writes itself."""
+    written = ("mode", "scaleTargetRef", "instanceTemplate", "prefill", "decode", "coordination")
+    return {name: field for name, field in kind_fields(root, 1).items() if name not in written}
 
 
 def router_limits(root: Path) -> ModuleType:
@@ -135,7 +143,9 @@ def router_limits(root: Path) -> ModuleType:
     return limits
 
 
-def chart_schema(chart: str, text: str, spec: Mapping[str, Schema], limits: ModuleType) -> Schema:
+def chart_schema(
+    chart: str, text: str, spec: Mapping[str, Schema], scaling: Mapping[str, Schema], limits: ModuleType
+) -> Schema:
     """The schema of one chart's values, closed at every level that is ours."""
     schema = object_schema(yaml.safe_load(text), comments(text), ())
     properties = schema["properties"]
@@ -150,7 +160,7 @@ def chart_schema(chart: str, text: str, spec: Mapping[str, Schema], limits: Modu
         properties["enabled"] = {"description": "Set by the umbrella chart, whose condition it is", "type": "boolean"}
         properties.setdefault("global", OBJECT)
     if chart == "llmfleet-fleet":
-        add_models(schema, spec)
+        add_models(schema, spec, scaling)
         add_settings(schema["properties"]["router"]["properties"]["settings"], limits)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -194,22 +204,27 @@ def key_schema(value: Any, notes: Notes, path: tuple[str, ...]) -> Schema:
     return head | {"type": TYPES[type(value)]} | RULES.get(key, {})
 
 
-def add_models(schema: Schema, cluster: Mapping[str, Schema]) -> None:
+def add_models(schema: Schema, cluster: Mapping[str, Schema], scaling: Mapping[str, Schema]) -> None:
     """Let `engine` and each model take an LLMCluster's fields, with the image in parts."""
     image = schema["properties"]["engine"]["properties"]["image"]
     spec = {name: plain(field) for name, field in cluster.items() if name not in ("image", "imagePullPolicy")}
     instances = {
-        "description": "How many instances of this model run",
-        "type": "integer",
+        "description": "How many instances of this model run; null where an overlay writes autoscaling instead",
+        "type": ["integer", "null"],
         "minimum": 0,
         "maximum": 1000,
     }
     schema["$defs"] = {"image": image, "engine": {"type": "object", "properties": spec | {"image": reference("image")}}}
     schema["$defs"]["engine"]["additionalProperties"] = False
+    autoscaling = {
+        "description": "Bounds and policy of an LLMClusterAutoscaler that makes the instances of this model",
+        "type": "object",
+        "properties": {name: plain(field) for name, field in scaling.items()},
+        "additionalProperties": False,
+    }
     schema["$defs"]["model"] = {
         "type": ["object", "null"],
-        "required": ["instances"],
-        "properties": {"instances": instances}
+        "properties": {"instances": instances, "autoscaling": autoscaling}
         | {name: reference(f"engine/properties/{name}") for name in [*spec, "image"]},
         "additionalProperties": False,
     }
@@ -226,19 +241,32 @@ def add_models(schema: Schema, cluster: Mapping[str, Schema]) -> None:
 def add_settings(schema: Schema, limits: ModuleType) -> None:
     """Let `router.settings` take what the router itself accepts, within the same bounds."""
     sections = {field.name: field.default for field in fields(limits.Settings) if is_dataclass(field.default)}
-    schema["properties"] = {
-        name: {
-            "type": "object",
-            "properties": {limits.camel(number.name): bounds(number) for number in fields(section)},
-            "additionalProperties": False,
-        }
-        for name, section in sections.items()
-    }
+    schema["properties"] = {limits.camel(name): section_schema(section, limits) for name, section in sections.items()}
     schema["properties"] |= {
         "forwardHeaders": {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"}},
         "logLevel": {"enum": list(limits.LOG_LEVELS)},
     }
     schema["additionalProperties"] = False
+
+
+def section_schema(section: Any, limits: ModuleType) -> Schema:
+    """One section of the router's settings."""
+    properties = {limits.camel(field.name): setting_schema(field, limits) for field in fields(section)}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def setting_schema(field: Field[Any], limits: ModuleType) -> Schema:
+    """One setting: a section, a switch, a word or a number; what none of these says, the router itself checks."""
+    rules = field.metadata
+    if is_dataclass(field.default):
+        return section_schema(field.default, limits)
+    if "switch" in rules:
+        return {"type": "boolean"}
+    if rules.get("among"):
+        return {"enum": list(rules["among"])}
+    if "pattern" in rules:
+        return {"type": "string", "pattern": f"^({rules['pattern']})$"}
+    return bounds(field) if "low" in rules else {}
 
 
 def bounds(number: Field[Any]) -> Schema:

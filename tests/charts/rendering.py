@@ -27,6 +27,7 @@ OWN_CHARTS = ("llmfleet", "llmfleet-controllers", "llmfleet-fleet", "llmfleet-mo
 PROFILES: dict[str, tuple[str, ...]] = {
     "dev": ("dev.yaml",),
     "dev-vllm-cpu": ("dev.yaml", "dev-vllm-cpu.yaml"),
+    "autoscaling": ("dev.yaml", "autoscaling.yaml"),
     "production-monolithic": ("production-monolithic.yaml",),
 }
 
@@ -133,7 +134,8 @@ def images(objects: Sequence[Object]) -> set[str]:
     """Every image any pod of the release runs, engines included."""
     specs = [template["spec"] for template in pod_templates(objects).values()]
     containers = [c for spec in specs for c in [*spec["containers"], *spec.get("initContainers", [])]]
-    return {c["image"] for c in containers} | {o["spec"]["image"] for o in of_kind(objects, "LLMCluster")}
+    made = {o["spec"]["instanceTemplate"]["spec"]["image"] for o in of_kind(objects, "LLMClusterAutoscaler")}
+    return {c["image"] for c in containers} | {o["spec"]["image"] for o in of_kind(objects, "LLMCluster")} | made
 
 
 def copy_charts(target: Path) -> Path:

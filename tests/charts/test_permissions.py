@@ -66,6 +66,28 @@ def test_the_operator_has_one_lease() -> None:
     assert named["resourceNames"] == ["demo-operator"]
 
 
+def test_the_fleet_gives_the_autoscaler_its_namespace_where_a_model_scales() -> None:
+    role = find(render("autoscaling"), "Role", "demo-fleet-autoscaler")
+    assert given(role) == asked("autoscaler", Scope.NAMESPACE)
+    assert not [
+        o for o in of_kind(render("dev"), "Role", "RoleBinding") if o["metadata"]["name"].endswith("fleet-autoscaler")
+    ]
+
+
+def test_cluster_wide_the_autoscaler_reads_and_writes_only_when_told() -> None:
+    role = find(render("dev"), "ClusterRole", "team-a-demo-autoscaler")
+    assert given(role) == reads(COMPONENTS["autoscaler"])
+    wide = render("dev", {"controllers": {"autoscaler": {"rbac": {"clusterWide": True}}}})
+    assert given(find(wide, "ClusterRole", "team-a-demo-autoscaler")) == asked("autoscaler", Scope.NAMESPACE)
+
+
+def test_the_autoscaler_has_one_lease() -> None:
+    unnamed, named = find(render("dev"), "Role", "demo-autoscaler-lease")["rules"]
+    assert given({"rules": [unnamed]}) == asked("autoscaler", Scope.OWN, named=False)
+    assert given({"rules": [named]}) == asked("autoscaler", Scope.OWN, named=True)
+    assert named["resourceNames"] == ["demo-autoscaler"]
+
+
 def test_route_sync_has_one_configmap() -> None:
     role = find(render("dev"), "Role", "demo-router-sync")
     assert given(role) == asked("route-sync", Scope.OWN)

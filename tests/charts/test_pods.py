@@ -26,7 +26,12 @@ from charts.rendering import (
 
 pytestmark = pytest.mark.helm
 
-TOKEN_HOLDERS = ("Deployment/demo-operator", "Job/demo-uninstall", "Job/demo-operator-uninstall")
+TOKEN_HOLDERS = (
+    "Deployment/demo-operator",
+    "Deployment/demo-autoscaler",
+    "Job/demo-uninstall",
+    "Job/demo-operator-uninstall",
+)
 SELECTORS = {"app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/component"}
 
 
@@ -35,7 +40,8 @@ def pod_specs(objects: list[Object]) -> dict[str, Any]:
     templates = {
         name: t for name, t in pod_templates(objects).items() if name.startswith(("Deployment", "StatefulSet"))
     }
-    return templates | {title(o): o["spec"] for o in of_kind(objects, "LLMCluster")}
+    made = {title(o): o["spec"]["instanceTemplate"] for o in of_kind(objects, "LLMClusterAutoscaler")}
+    return templates | {title(o): o["spec"] for o in of_kind(objects, "LLMCluster")} | made
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from charts.rendering import CHARTS, OWN_CHARTS, ROOT, find, refusal, render, run
+from llmfleet.api.autoscaler import parse_autoscaler
 from llmfleet.router.limits import Settings
 
 pytestmark = pytest.mark.helm
@@ -99,7 +100,7 @@ def test_every_value_is_read_somewhere(chart: str) -> None:
         ("fleet.models.Tiny", {"instances": 1}, "'Tiny' does not match pattern"),
         ("fleet.models." + "m" * 31, {"instances": 1}, "maxLength: got 31, want 30"),
         ("fleet.models.tiny.instances", -1, "minimum: got -1, want 0"),
-        ("fleet.models.tiny.instances", 1.5, "want integer"),
+        ("fleet.models.tiny.instances", 1.5, "want null or integer"),
         ("fleet.models.tiny.gpus", 1, "additional properties 'gpus' not allowed"),
         ("fleet.models.tiny.replicas", 0, "minimum: got 0, want 1"),
         ("fleet.models.tiny.role", "leader", "value must be one of 'both', 'prefill', 'decode'"),
@@ -111,13 +112,15 @@ def test_every_value_is_read_somewhere(chart: str) -> None:
         ),
         ("fleet.models.tiny.lifecycle.startupTimeoutSeconds", "10m", "got string, want integer"),
         ("fleet.models.tiny.env", [{"value": "1"}], "missing property 'name'"),
-        ("fleet.models.big", {"replicas": 1}, "missing property 'instances'"),
+        ("fleet.models.big", {"autoscaling": {"minReplicas": 1}}, "additional properties 'minReplicas' not allowed"),
+        ("fleet.models.big", {"autoscaling": {"maxInstances": 0}}, "minimum: got 0, want 1"),
         ("fleet.engine.storage.modelCache", {"kind": "none"}, "additional properties 'kind' not allowed"),
         ("controllers.operator.replicas", 0, "minimum: got 0, want 1"),
         ("controllers.operator.watchNamespaces", "team-a", "got string, want array"),
         ("controllers.operator.watchNamespaces", ["a", "a"], "items at 0 and 1 are equal"),
         ("controllers.operator.podDisruptionBudget.maxUnavailable", 0, "minimum: got 0, want 1"),
-        ("controllers.autoscaler", {"enabled": True}, "additional properties 'autoscaler' not allowed"),
+        ("controllers.autoscaler", {"enable": True}, "additional properties 'enable' not allowed"),
+        ("controllers.autoscaler.intervalSeconds", 0, "minimum: got 0, want 1"),
         ("global.imageRegistry", "https://registry.example.com", "does not match pattern"),
         ("global.imagePullSecrets", ["pull"], "got string, want object"),
     ],
@@ -133,6 +136,26 @@ def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
         (nested("fleet.models.tiny.tensorParallelSize", 3), "must equal replicas (2) x gpusPerPod (1)"),
         (nested("fleet.models.tiny.pipelineParallelSize", 2), "tensorParallelSize (2) x pipelineParallelSize (2)"),
         (nested("fleet.models.big", {"instances": 1, "model": "x"}), "models.big.replicas is missing"),
+        (nested("fleet.models.big", {"model": "x"}), "models.big has no size: write instances (a fixed number) or"),
+        (
+            nested("fleet.models.tiny.autoscaling", {"minInstances": 1, "maxInstances": 2}),
+            "models.tiny has instances and autoscaling: remove one",
+        ),
+        (
+            nested("fleet.models.tiny", {"instances": None, "autoscaling": {"minInstances": 1}}),
+            "needs minInstances and",
+        ),
+        (
+            nested("fleet.models.tiny", {"instances": None, "autoscaling": {"minInstances": 3, "maxInstances": 2}}),
+            "models.tiny.autoscaling.minInstances (3) is above maxInstances (2): swap them",
+        ),
+        (
+            nested(
+                "fleet.models.tiny",
+                {"instances": None, "role": "decode", "autoscaling": {"minInstances": 1, "maxInstances": 2}},
+            ),
+            "a model with role decode cannot have autoscaling here",
+        ),
         (nested("fleet.models.redis", {"instances": 0}), "give the model another key, such as redis-model"),
         (nested("fleet.models.tiny.image.tag", "latest"), 'engine.image (model tiny).tag is "latest"'),
         (nested("fleet.engine.image.tag", ""), "engine.image (model tiny).tag is empty: write the exact version"),
@@ -145,6 +168,10 @@ def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
         (
             nested("controllers.operator", {"replicas": 2, "leaderElection": False}),
             "Write operator.leaderElection=true",
+        ),
+        (
+            nested("controllers.autoscaler", {"replicas": 2, "leaderElection": False}),
+            "Write autoscaler.leaderElection=true",
         ),
         (nested("controllers.enabled", False), "write fleet.operator.release=NAME"),
         (nested("controllers.namespaceOverride", "system"), "write fleet.operator.namespace=system"),
@@ -168,6 +195,32 @@ def test_a_stopping_router_has_as_long_as_its_default_settings_ask_for() -> None
     drain = Settings().drain
     pod = find(render("dev"), "Deployment", "demo-router")["spec"]["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] == drain.settle_seconds + drain.timeout_seconds + 10
+
+
+def test_a_model_that_scales_is_one_autoscaler_whose_template_is_the_model() -> None:
+    objects = render("autoscaling")
+    assert not [o for o in objects if o["kind"] == "LLMCluster"]
+    scaler = find(objects, "LLMClusterAutoscaler", "demo-tiny")
+    spec = parse_autoscaler(scaler["spec"])
+    assert (spec.min_instances, spec.max_instances) == (1, 4)
+    fixed = find(render("dev"), "LLMCluster", "demo-tiny-0")
+    template = scaler["spec"]["instanceTemplate"]
+    assert template["spec"] == fixed["spec"]
+    assert template["annotations"] == fixed["metadata"]["annotations"]
+    assert template["labels"].items() <= fixed["metadata"]["labels"].items()
+    # A label that names a version would patch every instance with each chart.
+    assert not [label for label in template["labels"] if "version" in label or "chart" in label]
+
+
+@pytest.mark.parametrize("name", ["m", "m" * 30])
+def test_a_name_prefix_fits_its_kind(name: str) -> None:
+    scaled = {"autoscaling": {"minInstances": 0, "maxInstances": 1}, "model": "x", "replicas": 1}
+    model = {**scaled, "gpusPerPod": 1, "tensorParallelSize": 1}
+    objects = render("dev", nested(f"fleet.models.{name}", model), release="a-release-with-a-long-name")
+    for scaler in (o for o in objects if o["kind"] == "LLMClusterAutoscaler"):
+        assert len(parse_autoscaler(scaler["spec"]).fleets()) == 1
+        assert len(scaler["spec"]["instanceTemplate"]["namePrefix"]) <= 31
+        assert scaler["spec"]["instanceTemplate"]["namePrefix"].endswith("-")
 
 
 def test_a_model_is_switched_off_by_null() -> None:

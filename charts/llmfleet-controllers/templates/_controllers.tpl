@@ -34,3 +34,18 @@ annotations:
   resources: [llmclusters]
   verbs: [list, patch]
 {{- end }}
+
+{{- /* llmfleet-controllers.autoscalerName: name of the autoscaler's objects in its namespace. Takes: the root. */}}
+{{- define "llmfleet-controllers.autoscalerName" -}}
+{{- include "llmfleet.name" (dict "root" . "parts" (list "autoscaler")) -}}
+{{- end }}
+
+{{- /* llmfleet-controllers.autoscalerClusterName: name of the autoscaler's cluster-scoped objects. Takes: the root. */}}
+{{- define "llmfleet-controllers.autoscalerClusterName" -}}
+{{- printf "%s-%s" (include "llmfleet.namespace" .) (include "llmfleet-controllers.autoscalerName" .) -}}
+{{- end }}
+
+{{- /* llmfleet-controllers.autoscalerServiceAccount: the account the autoscaler runs as. Takes: the root. */}}
+{{- define "llmfleet-controllers.autoscalerServiceAccount" -}}
+{{- .Values.autoscaler.serviceAccount.name | default (include "llmfleet-controllers.autoscalerName" .) -}}
+{{- end }}

@@ -1,5 +1,5 @@
 {{- /*
-The operator's permissions, once: the controllers chart grants them cluster-wide or the fleet chart in its namespace.
+The controllers' permissions, once: the controllers chart grants them cluster-wide or the fleet chart in its namespace.
 Same bytes in both charts, and equal to the table that the code keeps (both tested).
 */}}
 
@@ -51,6 +51,29 @@ Same bytes in both charts, and equal to the table that the code keeps (both test
   verbs: [delete]
 - apiGroups: [""]
   resources: [configmaps]
+  verbs: [patch]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end }}
+
+{{- /* llmfleet.autoscalerReadRules: what the autoscaler watches, in every namespace it watches. */}}
+{{- define "llmfleet.autoscalerReadRules" -}}
+- apiGroups: [serving.ai]
+  resources: [llmclusterautoscalers, llmclusters]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+{{- end }}
+
+{{- /* llmfleet.autoscalerWriteRules: whole instances, and what it says about them; never a pod. */}}
+{{- define "llmfleet.autoscalerWriteRules" -}}
+- apiGroups: [serving.ai]
+  resources: [llmclusters]
+  verbs: [create, patch, delete]
+- apiGroups: [serving.ai]
+  resources: [llmclusterautoscalers/status]
   verbs: [patch]
 - apiGroups: [events.k8s.io]
   resources: [events]

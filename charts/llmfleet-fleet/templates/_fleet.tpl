@@ -60,7 +60,7 @@ name, the image in one string. No label and no version of the chart: a chart bum
 Takes: root, name, model.
 */}}
 {{- define "llmfleet-fleet.spec" -}}
-{{- $spec := mergeOverwrite (deepCopy .root.Values.engine) (deepCopy (omit .model "instances")) -}}
+{{- $spec := mergeOverwrite (deepCopy .root.Values.engine) (deepCopy (omit .model "instances" "autoscaling")) -}}
 {{- $image := $spec.image -}}
 {{- $_ := set $spec "image" (include "llmfleet.image" (dict "root" .root "image" $image "path" (printf "engine.image (model %s)" .name) "tag" "")) -}}
 {{- $_ := set $spec "imagePullPolicy" ($image.pullPolicy | default "IfNotPresent") -}}
@@ -77,7 +77,7 @@ Takes: root, name, model.
 {{- define "llmfleet-fleet.firstModel" -}}
 {{- $names := list -}}
 {{- range $name, $model := .Values.models -}}
-{{- if and $model (gt (int $model.instances) 0) -}}
+{{- if and $model (or (gt (int $model.instances) 0) (gt (int (dig "autoscaling" "minInstances" 0 $model)) 0)) -}}
 {{- $names = append $names ((first ($model.servedModelNames | default (list $model.model))) | default $model.model) -}}
 {{- end -}}
 {{- end -}}
@@ -147,4 +147,39 @@ spec:
         limits: {memory: 128Mi}
       securityContext:
         {{- include "llmfleet.containerSecurity" (dict "values" dict) | nindent 8 }}
+{{- end }}
+
+{{- /* llmfleet-fleet.scaled: "true" when some model has `autoscaling`, else empty. Takes: the root. */}}
+{{- define "llmfleet-fleet.scaled" -}}
+{{- $found := false -}}
+{{- range .Values.models }}{{- if and . .autoscaling }}{{- $found = true -}}{{- end }}{{- end -}}
+{{- if $found }}true{{ end -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.autoscalerServiceAccount: the account that may make instances in this namespace. Takes: the root. */}}
+{{- define "llmfleet-fleet.autoscalerServiceAccount" -}}
+{{- $scope := dict "Name" (include "llmfleet-fleet.operatorRelease" .) -}}
+{{- .Values.operator.autoscalerServiceAccountName | default (include "llmfleet.name" (dict "root" (dict "Release" $scope) "parts" (list "autoscaler"))) -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.namePrefix: what an autoscaler's instances are called before their number, at most 31 characters. Takes: root, name. */}}
+{{- define "llmfleet-fleet.namePrefix" -}}
+{{- $full := printf "%s-" (include "llmfleet.name" (dict "root" .root "parts" (list .name))) -}}
+{{- if le (len $full) 31 -}}
+{{- $full -}}
+{{- else -}}
+{{- printf "%s-%s-" (trunc 21 $full | trimSuffix "-") (sha256sum $full | trunc 8) -}}
+{{- end -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.autoscalerPeer: the autoscaler's pods as a NetworkPolicy peer. Takes: the root. */}}
+{{- define "llmfleet-fleet.autoscalerPeer" -}}
+- namespaceSelector:
+    matchLabels:
+      kubernetes.io/metadata.name: {{ include "llmfleet-fleet.operatorNamespace" . }}
+  podSelector:
+    matchLabels:
+      app.kubernetes.io/name: llmfleet-autoscaler
+      app.kubernetes.io/instance: {{ include "llmfleet-fleet.operatorRelease" . }}
+      app.kubernetes.io/component: autoscaler
 {{- end }}
