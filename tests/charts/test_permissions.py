@@ -103,7 +103,7 @@ def test_what_follows_the_operator_has_what_it_asks_for() -> None:
     assert given(find(objects, "ClusterRole", "team-a-demo-operator-uninstall")) == asked("leave", Scope.NAMESPACE)
     role = find(objects, "Role", "demo-operator-uninstall")
     assert given(role) == asked("leave", Scope.OWN)
-    assert [rule.get("resourceNames") for rule in role["rules"]] == [None, ["demo-operator"]]
+    assert [rule.get("resourceNames") for rule in role["rules"]] == [None, ["demo-operator", "demo-autoscaler"]]
 
 
 def test_what_follows_an_operator_of_some_namespaces_has_no_right_elsewhere() -> None:

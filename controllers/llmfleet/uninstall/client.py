@@ -21,7 +21,7 @@ from llmfleet.kube.refs import LEASE, LLMCLUSTER, POD, Manifest, Ref, ref_of, ui
 from llmfleet.uninstall.progress import is_held_by, our_finalizers, plan_strip
 
 LOOK_SECONDS: Final = 1.0
-OPERATOR_PODS: Final = f"{names.APP_INSTANCE_LABEL}={{}},{names.APP_COMPONENT_LABEL}=operator"
+CONTROLLER_PODS: Final = f"{names.APP_INSTANCE_LABEL}={{}},{names.APP_COMPONENT_LABEL} in (operator, autoscaler)"
 
 Say = Callable[[str], None]
 
@@ -69,8 +69,8 @@ class Release:
                 time.sleep(max(self._look_seconds, error.retry_after))
 
     def _wait_for_operator(self) -> None:
-        """No pod of it is left. One that hangs has no rights any more: its Roles went before."""
-        selector = OPERATOR_PODS.format(self._name)
+        """No pod of it or its autoscaler is left. One that hangs has no rights any more: its Roles went before."""
+        selector = CONTROLLER_PODS.format(self._name)
         while left := self._api.list(POD, namespace=self._home, label_selector=selector)[0]:
             if time.monotonic() >= self._deadline:
                 return self._say(f"going on although {len(left)} pods of the operator have not ended")
