@@ -16,7 +16,7 @@ from typing import Any
 from llmfleet.router import answer, http1, relay
 from llmfleet.router.answer import Again, Answer, Broken
 from llmfleet.router.errors import Code
-from llmfleet.router.pick import Fleet
+from llmfleet.router.pick import Backend
 from llmfleet.router.relay import Attempt, Exchange
 
 MUTANTS: dict[str, Callable[[], None]] = {}
@@ -150,16 +150,15 @@ def tries_three_times() -> None:
 
 @mutant
 def gives_more_slots_than_there_are() -> None:
-    """An engine is taken to have one slot more."""
-    apply = Fleet.apply
+    """An engine is taken to have two slots more."""
+    init = Backend.__init__
 
-    def generous(self: Fleet, document: Any) -> Any:
-        gone = apply(self, document)
-        for backend in self.backends.values():
-            backend.slots += 1
-        return gone
+    def generous(self: Backend, endpoint: Any) -> None:
+        init(self, endpoint)
+        self.slots += 2
+        self.limit += 2
 
-    Fleet.apply = generous  # type: ignore[method-assign]
+    Backend.__init__ = generous  # type: ignore[method-assign]
 
 
 @mutant

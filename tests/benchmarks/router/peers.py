@@ -18,6 +18,7 @@ import programs
 import yaml
 
 from llmfleet.api.document import Document, Endpoint, Model, Role, render, with_generation
+from llmfleet.router.keys import hashed
 from llmfleet.router.limits import setting_names
 
 PLAIN = ("unary", "fast", "paced", "latency")
@@ -69,11 +70,13 @@ class Peer:
 
 # ---- our router ----
 
+KEY = "bench-key-of-the-only-tenant"
+TENANTS = {"tenants": {"bench": {"keys": [hashed(KEY)], "rpm": 100_000_000, "tokensPerMinute": 1_000_000_000_000}}}
 PARITY: dict[str, object] = {"accessLog.enabled": False, "affinity.enabled": False, "otel.enabled": False}
 FULL: dict[str, object] = {
     "accessLog.enabled": True,
     "affinity.enabled": True,
-    "queue.enabled": True,
+    "queue.overflow": "hold",
     "otel.enabled": False,
 }
 
@@ -92,7 +95,7 @@ def _known(settings: Mapping[str, object]) -> dict[str, object]:
     return nested
 
 
-def _ours(place: Place, settings: Mapping[str, object], roles: Sequence[Role]) -> Start:
+def _ours(place: Place, settings: Mapping[str, object], roles: Sequence[Role], *, keys: bool = True) -> Start:
     endpoints = tuple(
         Endpoint(instance=f"e{port}", address=f"127.0.0.1:{port}", pod_uid=f"uid-{port}", slots=8192, role=role)
         for port, role in zip(place.engines, roles, strict=True)
@@ -102,8 +105,10 @@ def _ours(place: Place, settings: Mapping[str, object], roles: Sequence[Role]) -
     options = ["--settings", place.write("settings.yaml", yaml.safe_dump(chosen))]
     options += ["--backends", place.write("backends.json", render(document))]
     options += ["--host", "127.0.0.1", "--port", str(place.port), "--admin-port", str(place.spare_port)]
+    options += ["--keys", place.write("keys.yaml", yaml.safe_dump(TENANTS))] if keys else []
     command = [sys.executable, "-m", "llmfleet", "router", *options]
-    return Start(command=command, version=_commit(), features=yaml.safe_dump(chosen, default_flow_style=True).strip())
+    features = yaml.safe_dump({"keys": keys} | chosen, default_flow_style=True, width=1000).strip()
+    return Start(command=command, version=_commit(), features=features)
 
 
 def _commit() -> str:
@@ -114,7 +119,7 @@ def _commit() -> str:
 
 
 def _parity(place: Place) -> Start:
-    return _ours(place, PARITY, [Role.BOTH] * len(place.engines))
+    return _ours(place, PARITY, [Role.BOTH] * len(place.engines), keys=False)
 
 
 def _full(place: Place) -> Start:
@@ -210,9 +215,10 @@ def _litellm(place: Place) -> Start:
     return Start(command=command, version=_locked_version("litellm", "litellm"), environment=quiet)
 
 
+AUTH = f"Authorization: Bearer {KEY}"
 PEERS: tuple[Peer, ...] = (
     Peer(name="parity", title="llmfleet, nginx's features", start=_parity, needed=True),
-    Peer(name="full", title="llmfleet, everything on", start=_full, needed=True, streams=True),
+    Peer(name="full", title="llmfleet, everything on", start=_full, needed=True, streams=True, header=AUTH),
     Peer(name="nginx", title="nginx", start=_nginx, needed=True, streams=True),
     Peer(name="haproxy", title="HAProxy", start=_haproxy, streams=True),
     Peer(name="envoy", title="Envoy", start=_envoy, streams=True),
@@ -222,6 +228,6 @@ PEERS: tuple[Peer, ...] = (
     ),
     Peer(name="sglang-router", title="sglang-router, round_robin", start=_sglang_router, rounds=3),
     Peer(name="litellm", title="litellm", start=_litellm, rounds=2, least=60),
-    Peer(name="full-pd", title="llmfleet, prefill/decode", start=_ours_pd, tests=("pd",), needed=True),
+    Peer(name="full-pd", title="llmfleet, prefill/decode", start=_ours_pd, tests=("pd",), needed=True, header=AUTH),
     Peer(name="vllm-router-pd", title="vllm-router, prefill/decode", start=_vllm_router_pd, tests=("pd",), needed=True),
 )
