@@ -65,6 +65,24 @@ def judge_chat(status: int, body: str) -> Verdict:
     return Verdict(passed=True, facts=facts)
 
 
+def judge_accepted(status: int, location: str, body: str) -> Verdict:
+    """A request that prefers to be a job must be stored, and say where its answer will be."""
+    if status == 200:
+        return failed("the request was answered at once: the router has no Redis, or has not read its settings yet")
+    if status != 202:
+        return failed(f"status {status}, 202 expected: {shorten(body)}", later=status in STARTING)
+    if not location.startswith("/v1/requests/"):
+        return failed(f"Location is {location!r}, /v1/requests/ID expected")
+    return Verdict(passed=True, facts=(f"stored as {location.rpartition('/')[2][:12]}...",))
+
+
+def judge_result(status: int, body: str) -> Verdict:
+    """The answer of a job must be a completion."""
+    if status == 202:
+        return failed(f"the job is not done yet: {shorten(body)}", later=True)
+    return judge_chat(status, body)
+
+
 def judge_stream(lines: Iterable[str]) -> Verdict:
     """A stream must bring at least two chunks of text, its usage, and [DONE] last."""
     events = [line.removeprefix("data:").strip() for line in lines if line.startswith("data:")]

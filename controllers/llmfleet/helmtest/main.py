@@ -24,6 +24,7 @@ RETRY_SECONDS: Final = 1.0
 ADMIN_PATHS: Final = ("/metrics", "/fleet", "/drain")
 PROMPT: Final = "Say hello to the fleet in one sentence."
 MAX_TOKENS: Final = 16
+JOB_SECONDS: Final = 60.0  # a job may wait that long by default
 
 
 def service_url(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
@@ -106,6 +107,30 @@ def stream(url: str, model: str, timeout: float, patience: float) -> None:
             return checks.judge_stream([line.decode() for line in answer.iter_lines()])
 
     run(f"POST {url}/v1/chat/completions, model {model}, streamed", ask, patience)
+
+
+@command.command()
+@URL
+@MODEL
+@TIMEOUT
+@PATIENCE
+def jobs(url: str, model: str, timeout: float, patience: float) -> None:
+    """A request that is stored is run, and its answer can be read."""
+    stored: list[str] = []
+
+    def store() -> Verdict:
+        headers = {"Prefer": "respond-async"}
+        answer = requests.post(f"{url}/v1/chat/completions", json=chat_body(model), headers=headers, timeout=timeout)
+        location = answer.headers.get("Location", "")
+        stored[:] = [location]
+        return checks.judge_accepted(answer.status_code, location, answer.text)
+
+    def fetch() -> Verdict:
+        answer = requests.get(f"{url}{stored[0]}/result", params={"wait": "10"}, timeout=timeout)
+        return checks.judge_result(answer.status_code, answer.text)
+
+    run(f"POST {url}/v1/chat/completions, model {model}, Prefer: respond-async", store, patience)
+    run(f"GET {url}/v1/requests/.../result", fetch, max(patience, JOB_SECONDS))
 
 
 @command.command("admin-closed")

@@ -33,7 +33,7 @@ USAGE = chunk(usage={"completion_tokens": 2})
 DONE = "data: [DONE]\n\n"
 STREAM = chunk("Hello") + chunk(" fl\u2028\u00e9et") + USAGE + DONE
 
-Answer = tuple[int, str]
+Answer = tuple[int, str] | tuple[int, str, dict[str, str]]
 Serve = Callable[[Mapping[str, list[Answer]]], str]
 
 
@@ -46,12 +46,14 @@ def serve() -> Iterator[Serve]:
         class Router(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 queue = answers.get(self.path, [(404, "{}")])
-                status, body = queue.pop(0) if len(queue) > 1 else queue[0]
+                status, body, *more = queue.pop(0) if len(queue) > 1 else queue[0]
                 self.rfile.read(int(self.headers.get("content-length", 0)))
                 self.send_response(status)
                 self.send_header(
                     "content-type", "text/event-stream" if body.startswith("data:") else "application/json"
                 )
+                for name, value in more[0].items() if more else ():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body.encode())
 
@@ -97,6 +99,35 @@ def test_a_fleet_that_still_starts_is_waited_for(serve: Serve) -> None:
 def test_a_chat_answer_passes(serve: Serve) -> None:
     result = run("chat", "--url", serve({"/v1/chat/completions": [(200, CHAT)]}), "--model", "tiny")
     assert (result.exit_code, "answer: Hello fleet" in result.output) == (0, True)
+
+
+JOB = {"/v1/chat/completions": [(202, "{}", {"Location": "/v1/requests/job_1"})]}
+
+
+def test_a_job_that_is_stored_and_answered_passes(serve: Serve) -> None:
+    url = serve(JOB | {"/v1/requests/job_1/result?wait=10": [(202, "{}"), (200, CHAT)]})
+    result = run("jobs", "--url", url, "--model", "tiny")
+    assert result.exit_code == 0, result.output
+    assert "stored as job_1" in result.output
+    assert "wait  the job is not done yet" in result.output
+    assert "answer: Hello fleet" in result.output
+
+
+@pytest.mark.parametrize(
+    ("answers", "problem"),
+    [
+        ({"/v1/chat/completions": [(200, CHAT)]}, "the router has no Redis"),
+        ({"/v1/chat/completions": [(202, "{}")]}, "Location is ''"),
+        ({"/v1/chat/completions": [(503, "Redis is away")]}, "status 503, 202 expected: Redis is away"),
+        (JOB | {"/v1/requests/job_1/result?wait=10": [(410, "gone")]}, "status 410: gone"),
+    ],
+)
+def test_a_job_that_is_not_kept_fails_with_the_reason(
+    serve: Serve, answers: Mapping[str, list[Answer]], problem: str
+) -> None:
+    result = run("jobs", "--url", serve(answers), "--model", "tiny")
+    assert result.exit_code == 1
+    assert problem in result.output
 
 
 def test_a_stream_passes_and_its_line_separators_stay_inside_their_event(serve: Serve) -> None:

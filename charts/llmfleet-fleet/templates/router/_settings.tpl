@@ -1,6 +1,29 @@
-{{- /* llmfleet-fleet.settings: the router's settings file. Takes: the root. */}}
+{{- /* llmfleet-fleet.settings: the router's settings file: the values', and where jobs are kept. Takes: the root. */}}
 {{- define "llmfleet-fleet.settings" -}}
-{{- toYaml .Values.router.settings -}}
+{{- $settings := deepCopy .Values.router.settings -}}
+{{- with include "llmfleet-fleet.redisUrl" . -}}
+{{- $redis := dict "url" . "prefix" (printf "%s/%s" (include "llmfleet.namespace" $) $.Release.Name) -}}
+{{- if $.Values.redis.passwordSecretRef.name -}}
+{{- $_ := set $redis "passwordFile" "/var/run/secrets/redis/password" -}}
+{{- end -}}
+{{- if and $.Values.redis.external.url $.Values.redis.external.username -}}
+{{- $_ := set $redis "username" $.Values.redis.external.username -}}
+{{- end -}}
+{{- if $.Values.redis.replicated -}}
+{{- $_ := set $redis "replicated" true -}}
+{{- end -}}
+{{- $_ := set $settings "redis" (mergeOverwrite $redis ($settings.redis | default dict)) -}}
+{{- end -}}
+{{- toYaml $settings -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.redisUrl: address of the Redis that keeps jobs; empty when there is none. Takes: the root. */}}
+{{- define "llmfleet-fleet.redisUrl" -}}
+{{- if .Values.redis.external.url -}}
+{{- .Values.redis.external.url -}}
+{{- else if .Values.redis.enabled -}}
+{{- printf "redis://%s.%s.svc:6379/0" (include "llmfleet-fleet.redisName" .) (include "llmfleet.namespace" .) -}}
+{{- end -}}
 {{- end }}
 
 {{- /*
