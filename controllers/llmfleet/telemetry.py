@@ -148,6 +148,8 @@ class EndpointGauges:
     failures: int = 0
     ttft_count: int = 0
     ttft_sum: float = 0.0
+    out: str = ""
+    ejections: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +163,8 @@ class RouterGauges:
     document_age_seconds: float
     endpoints: tuple[EndpointGauges, ...]
     handoffs: tuple[HandoffGauges, ...] = ()
+    quarantined: int = 0
+    panic: tuple[tuple[str, bool, int], ...] = ()  # model, whether, second attempts that the budget refused
 
 
 class RouterMetrics:
@@ -282,6 +286,7 @@ class RouterMetrics:
         yield in_flight
         yield GaugeMetricFamily("llmfleet_router_connections", "Client connections open.", state.connections)
         yield GaugeMetricFamily("llmfleet_router_max_connections", "Client connections allowed.", state.max_connections)
+        yield from _judgement(state)
         yield CounterMetricFamily(
             "llmfleet_router_connections_refused", "Client connections over the limit.", self.connections_refused
         )
@@ -303,6 +308,24 @@ class RouterMetrics:
         info = GaugeMetricFamily("llmfleet_router_build_info", "1, with the version.", labels=["version"])
         info.add_metric([VERSION], 1)
         yield info
+
+
+def _judgement(state: RouterGauges) -> Iterator[Metric]:
+    """What the router holds against engines, models and bodies."""
+    panic = GaugeMetricFamily(
+        "llmfleet_router_panic", "1 while so many engines look bad that they are used all the same.", labels=["model"]
+    )
+    refused = CounterMetricFamily(
+        "llmfleet_router_retries_refused", "Second attempts that the budget did not allow.", labels=["model"]
+    )
+    for model, panics, count in state.panic:
+        panic.add_metric([model], int(panics))
+        refused.add_metric([model], count)
+    yield panic
+    yield refused
+    yield CounterMetricFamily(
+        "llmfleet_router_quarantined", "Requests refused because their body was on lost engines.", state.quarantined
+    )
 
 
 def _by_reason(name: str, text: str, counters: Iterable[tuple[str, Counter[str]]]) -> Metric:
@@ -330,6 +353,14 @@ def _endpoint_families(endpoints: tuple[EndpointGauges, ...]) -> Iterator[Metric
         "From the whole request to this engine's first delta that is not empty.",
         labels=labels,
     )
+    out = GaugeMetricFamily(
+        "llmfleet_router_endpoint_out",
+        "1 while this engine is left out, by the one reason for it.",
+        labels=[*labels, "reason"],
+    )
+    ejections = CounterMetricFamily(
+        "llmfleet_router_endpoint_ejections", "Times this engine was left out.", labels=labels
+    )
     # Two pods of one instance can be known at once while one is leaving: their figures are added up.
     grouped: dict[tuple[str, str], list[EndpointGauges]] = {}
     for endpoint in endpoints:
@@ -339,8 +370,11 @@ def _endpoint_families(endpoints: tuple[EndpointGauges, ...]) -> Iterator[Metric
         slots.add_metric(key, sum(pod.slots for pod in pods))
         picks.add_metric(key, sum(pod.picks for pod in pods))
         failures.add_metric(key, sum(pod.failures for pod in pods))
+        ejections.add_metric(key, sum(pod.ejections for pod in pods))
+        for reason in sorted({pod.out for pod in pods if pod.out}):
+            out.add_metric([*key, reason], 1)
         ttft.add_metric(key, sum(pod.ttft_count for pod in pods), sum(pod.ttft_sum for pod in pods))
-    yield from (in_flight, slots, picks, failures, ttft)
+    yield from (in_flight, slots, picks, failures, out, ejections, ttft)
 
 
 # ======================================================================================================================

@@ -81,6 +81,8 @@ class Engine:
     max_active: int = 0
     aborted: int = 0
     port: int = 0
+    health: int = 200  # what GET /health answers; 0 is silence
+    checks: int = 0
 
     async def start(self) -> None:
         self._open: set[asyncio.StreamWriter] = set()
@@ -107,6 +109,9 @@ class Engine:
         connection = Connection(reader, writer)
         try:
             while connection.keep and (request := await read_request(reader)) is not None:
+                if request.path == "/health":
+                    await self._health(connection)
+                    continue
                 self.requests.append(request)
                 await self._answer(connection, request)
         except (ConnectionError, asyncio.IncompleteReadError):
@@ -115,6 +120,14 @@ class Engine:
             self._open.discard(writer)
             with suppress(Exception):
                 writer.close()
+
+    async def _health(self, connection: Connection) -> None:
+        self.checks += 1
+        self.connections -= 1  # counted are those that carry requests
+        connection.keep = False
+        if not self.health:
+            await asyncio.sleep(3600)
+        await connection.send(json_answer(self.health, {}))
 
     async def _answer(self, connection: Connection, request: Request) -> None:
         behave = self.script.pop(0) if self.script else self.behave

@@ -60,6 +60,11 @@ class Again(NamedTuple):
     body: bytes = b""
     same_engine: bool = False  # nobody's failure: the same engine may be asked again
 
+    @property
+    def certain(self) -> bool:
+        """Whether the engine failed for sure: its answer may still be taken, and a stale connection is no fault."""
+        return (self.refusal is not None or self.status > 0) and not self.same_engine
+
 
 class Broken(NamedTuple):
     """Bytes were forwarded and the rest will not come."""

@@ -21,9 +21,10 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 
 from llmfleet.api.document import DocumentError, Role, parse_document
+from llmfleet.router.client import check
 from llmfleet.router.keys import KeysError, parse_keys
 from llmfleet.router.limits import DEFAULT_CLASS, Settings, max_connections
-from llmfleet.router.pick import view
+from llmfleet.router.pick import Backend, view
 from llmfleet.router.proxy import Client, Router
 from llmfleet.router.usage import Record, line
 from llmfleet.settings import UnreadableSettings, parse_yaml
@@ -189,6 +190,8 @@ def gauges(router: Router, watch: Watch) -> RouterGauges:
         connections=len(router.clients),
         max_connections=router.max_connections,
         draining=router.draining,
+        quarantined=router.quarantine.refused,
+        panic=tuple((pool.name, pool.panic, pool.budget.refused) for pool in router.fleet.models.values()),
         generation=router.fleet.generation,
         document_age_seconds=-1.0 if watch.adopted_at is None else router.loop.time() - watch.adopted_at,
         endpoints=tuple(
@@ -201,6 +204,8 @@ def gauges(router: Router, watch: Watch) -> RouterGauges:
                 failures=b.failures,
                 ttft_count=b.ttft_count,
                 ttft_sum=b.ttft_sum,
+                out=str(b.vitals.why or ""),
+                ejections=b.vitals.ejections,
             )
             for b in router.fleet.backends.values()
         ),
@@ -268,6 +273,41 @@ async def repeat(seconds: float, step: Callable[[], None]) -> None:
             log.exception("periodic step failed")
 
 
+class Checks:
+    """Asks every engine for its health in turn, each at its own moment of the interval."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._running: set[asyncio.Task[None]] = set()
+        self._due: dict[tuple[str, str], float] = {}
+
+    def look(self) -> None:
+        """Start the checks that are due; called a few times a second."""
+        router, health = self._router, self._router.settings.health
+        if not health.check_seconds:
+            return
+        now = router.loop.time()
+        known = {key: b for key, b in router.fleet.backends.items() if b.listed}
+        self._due = {key: self._due.get(key, now) for key in known}
+        for number, (key, backend) in enumerate(known.items()):
+            if now >= self._due[key]:
+                # A part of the interval that differs from engine to engine spreads them over it.
+                self._due[key] = now + health.check_seconds * (1 + 0.1 * (number % 5 - 2) / 2)
+                task = router.loop.create_task(self._check(backend, health.check_timeout_seconds))
+                self._running.add(task)
+                task.add_done_callback(self._running.discard)
+
+    async def _check(self, backend: Backend, seconds: float) -> None:
+        alive = await check(backend, seconds)
+        if backend.listed:
+            self._router.checked(backend, alive=alive)
+
+    def stop(self) -> None:
+        """Give up what is under way."""
+        for task in self._running:
+            task.cancel()
+
+
 def raise_open_files() -> int:
     """Use the hard limit of open files and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -305,6 +345,7 @@ class App:
 
             self.router.jobs = Jobs(self.router, pod)
             registry.register(self.router.jobs.metrics)
+        self.checks = Checks(self.router)
         self._timers: list[asyncio.Task[None]] = []
         self.port = self.admin_port = 0
 
@@ -326,6 +367,7 @@ class App:
             loop.create_task(repeat(WATCH_SECONDS, self.watch.look)),
             loop.create_task(repeat(FLUSH_SECONDS / 4, self.access_log.flush)),
             loop.create_task(repeat(SWEEP_SECONDS, lambda: self.router.sweep(loop.time()))),
+            loop.create_task(repeat(SWEEP_SECONDS, self.checks.look)),
         ]
         if self.keys is not None:
             self._timers.append(loop.create_task(repeat(WATCH_SECONDS, self.keys.look)))
@@ -359,6 +401,7 @@ class App:
         """Close everything at once."""
         for timer in self._timers:
             timer.cancel()
+        self.checks.stop()
         self._server.close()
         if self.router.jobs is not None:
             await self.router.jobs.close()

@@ -8,7 +8,7 @@ an engine or judges an answer.
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from llmfleet.router import http1
 from llmfleet.router.pick import Backend
@@ -108,3 +108,21 @@ def take_idle(backend: Backend, now: float, max_idle: float) -> Upstream | None:
             return upstream
         upstream.transport.abort()
     return None
+
+
+CHECK: Final = b"GET /health HTTP/1.1\r\nhost: %b\r\nconnection: close\r\n\r\n"
+
+
+async def check(backend: Backend, seconds: float) -> bool:
+    """Ask an engine for its health on a connection of its own; any answer but a server error is life."""
+    try:
+        async with asyncio.timeout(seconds):
+            reader, writer = await asyncio.open_connection(backend.host, backend.port)
+            try:
+                writer.write(CHECK % backend.host_field)
+                line = await reader.readline()
+            finally:
+                writer.transport.abort()
+    except (OSError, ValueError):
+        return False
+    return line.startswith(b"HTTP/1.") and line[9:10] in (b"2", b"3", b"4")

@@ -34,6 +34,7 @@ class Code(StrEnum):
     UPSTREAM_LOST = "upstream_lost"
     UPSTREAM_TIMEOUT = "upstream_timeout"
     UPSTREAM_FAILED = "upstream_failed"
+    QUARANTINED = "request_quarantined"
     JOBS_UNAVAILABLE = "jobs_unavailable"
     JOB_EXPIRED = "job_expired"
     JOB_CANCELLED = "job_cancelled"

@@ -76,6 +76,34 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """When an engine is left out; 0 switches a rule off."""
+
+    check_seconds: float = setting(5, 0, 600)
+    check_timeout_seconds: float = setting(2, 0.05, 60)
+    check_failures: int = setting(2, 1, 100)
+    lost_connections: int = setting(3, 0, 1000)
+    consecutive_failures: int = setting(5, 0, 1000)
+    failure_ratio: float = setting(0.5, 0, 1)
+    failure_ratio_requests: int = setting(20, 1, 1_000_000)
+    ejection_seconds: float = setting(10, 0.05, 3600)
+    max_ejection_seconds: float = setting(300, 0.05, 86400)
+    max_ejected_share: float = setting(0.5, 0, 1)
+    panic_share: float = setting(0.5, 0, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retries:
+    """Second attempts, as a share of the requests of a model, and bodies that kill engines."""
+
+    share: float = setting(0.1, 0, 1)
+    floor: int = setting(10, 0, 100_000)
+    window_seconds: float = setting(10, 1, 600)
+    quarantine_after: int = setting(2, 0, 16)
+    quarantine_seconds: float = setting(300, 1, 86400)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
     """How the process ends after SIGTERM."""
 
@@ -159,6 +187,8 @@ class Settings:
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     drain: Drain = Drain()
+    health: Health = Health()
+    retries: Retries = Retries()
     redis: Redis = Redis()
     queue: Queue = Queue()
     disaggregation: Disaggregation = Disaggregation()
@@ -183,6 +213,8 @@ SECTIONS: Final[dict[str, Any]] = {
     "limits": Limits,
     "timeouts": Timeouts,
     "drain": Drain,
+    "health": Health,
+    "retries": Retries,
     "redis": Redis,
     "queue": Queue,
     "disaggregation": Disaggregation,
@@ -271,8 +303,8 @@ def _value(value: object, spec: Any, path: str) -> Any:
 def _number(value: object, spec: Any, path: str) -> float | int:
     whole = isinstance(spec.default, int) and not spec.name.endswith("_seconds")
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        seconds = spec.name.endswith("_seconds")
-        raise SettingsError(f"{path}: {value!r} is not a {'number of seconds' if seconds else 'whole number'}")
+        kind = "number of seconds" if spec.name.endswith("_seconds") else "whole number" if whole else "number"
+        raise SettingsError(f"{path}: {value!r} is not a {kind}")
     number = cast(float, value)
     low, high = spec.metadata["low"], spec.metadata["high"]
     if not low <= number <= high:

@@ -7,11 +7,15 @@ is over. It never waits, opens a connection or reads a clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
 
 from llmfleet.api.document import Document, Endpoint, Model, ModelState, Role, State
 from llmfleet.router.disagg.ledger import Breaker, Ledger
+from llmfleet.router.health import Vitals, deceiving, may_eject
+from llmfleet.router.retries import Budget
+
+LAST_TIER: Final = 1 << 20  # added to the tier of an engine that looks bad and is used all the same
 
 
 class Backend:
@@ -37,6 +41,7 @@ class Backend:
         "slots",
         "ttft_count",
         "ttft_sum",
+        "vitals",
     )
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -51,6 +56,7 @@ class Backend:
         self.failures = 0  # attempts this engine lost, also those that another engine then answered
         self.ttft_count = 0
         self.ttft_sum = 0.0
+        self.vitals = Vitals()
         self.idle: list[Any] = []  # kept connections, the most recent last; the relay owns what is in it
         self.arriving = 0  # prompts whose KV is on its way here, from the choice of this engine to their first event
         self.ledger = Ledger()
@@ -69,11 +75,11 @@ class Backend:
 class Candidate:
     """A backend in the light of one model."""
 
-    __slots__ = ("backend", "draining", "tier", "turn", "weight")
+    __slots__ = ("backend", "draining", "rank", "tier", "turn", "weight")
 
     def __init__(self, backend: Backend, endpoint: Endpoint, turn: float) -> None:
         self.backend = backend
-        self.tier = endpoint.tier
+        self.tier = self.rank = endpoint.tier
         self.weight = endpoint.weight
         self.draining = endpoint.state is State.DRAINING
         self.turn = turn
@@ -82,27 +88,38 @@ class Candidate:
 class Group:
     """The candidates of one model and one role, and the clock of their turns."""
 
-    __slots__ = ("candidates", "clock", "open")
+    __slots__ = ("candidates", "clock", "open", "panic")
 
     def __init__(self) -> None:
         self.candidates: list[Candidate] = []
         self.open: list[Candidate] = []  # those that take new requests, free or not
         self.clock = 0.0
+        self.panic = False  # so many look bad that they are used all the same, last
 
     def close(self) -> None:
         """Offer nothing more: a request that still holds the pool must not reach an engine nobody counts."""
         self.candidates, self.open = [], []
 
+    def reopen(self, panic_share: float) -> None:
+        """Decide anew which candidates take requests: those that look good, or all of them if few do."""
+        takers = [c for c in self.candidates if c.weight and not c.draining]
+        good = [c for c in takers if c.backend.vitals.why is None]
+        self.panic = deceiving(len(good), len(takers), panic_share)
+        for candidate in takers:
+            candidate.rank = candidate.tier if candidate.backend.vitals.why is None else candidate.tier + LAST_TIER
+        self.open = takers if self.panic else good
+
 
 class ModelPool(Group):
     """The candidates of one model: here those that serve a request alone, and those that share one."""
 
-    __slots__ = ("decode", "name", "prefill", "state")
+    __slots__ = ("budget", "decode", "name", "prefill", "state")
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
         self.state = ModelState.SERVING
+        self.budget = Budget()
         self.prefill = Group()
         self.decode = Group()
 
@@ -130,7 +147,7 @@ def pick(pool: Group, avoid: Backend | None = None, among: list[Candidate] | Non
         busy = backend.in_flight
         if busy >= backend.slots or backend is avoid:
             continue
-        tier, load, turn = candidate.tier, busy / candidate.weight, candidate.turn
+        tier, load, turn = candidate.rank, busy / candidate.weight, candidate.turn
         if turn < clock:
             turn = clock
         if best is not None:
@@ -151,9 +168,10 @@ def pick(pool: Group, avoid: Backend | None = None, among: list[Candidate] | Non
 class Fleet:
     """Every model of the current document and every engine that still has work."""
 
-    __slots__ = ("backends", "generation", "models")
+    __slots__ = ("_panic_share", "backends", "generation", "models")
 
-    def __init__(self) -> None:
+    def __init__(self, panic_share: float = 0.5) -> None:
+        self._panic_share = panic_share
         self.models: dict[str, ModelPool] = {}
         self.backends: dict[tuple[str, str], Backend] = {}
         self.generation = 0
@@ -177,6 +195,27 @@ class Fleet:
         """Drop engines that left the document and have no request left."""
         self.backends = {key: b for key, b in self.backends.items() if b.listed or b.in_flight}
 
+    def reopen(self) -> None:
+        """Take a change of health into account."""
+        for group in self._groups():
+            group.reopen(self._panic_share)
+
+    def may_eject(self, backend: Backend, share: float) -> bool:
+        """Say whether an engine may be left out for its failures: each model it serves keeps enough others."""
+        for group in self._groups():
+            engines = [c.backend for c in group.candidates if c.weight and not c.draining]
+            out = sum(engine.vitals.why is not None for engine in engines)
+            if backend in engines and not may_eject(out, len(engines), share):
+                return False
+        return True
+
+    def panics(self, backend: Backend) -> bool:
+        """Whether a model uses this engine however it looks."""
+        return any(group.panic and any(c.backend is backend for c in group.open) for group in self._groups())
+
+    def _groups(self) -> Iterator[Group]:
+        return (group for pool in self.models.values() for group in pool.groups())
+
     def _pool(self, name: str, document: Document) -> ModelPool:
         model = document.models[name]
         pool = self.models.get(name) or ModelPool(name)
@@ -192,7 +231,7 @@ class Fleet:
             for e in model.endpoints
             if e.role is role
         ]
-        group.open = [c for c in group.candidates if c.weight and not c.draining]
+        group.reopen(self._panic_share)
 
     def _backend(self, endpoint: Endpoint) -> Backend:
         key = (endpoint.pod_uid, endpoint.address)
@@ -217,6 +256,7 @@ def _model_view(pool: ModelPool) -> dict[str, Any]:
     serving = [(c, b) for c, b in engines if b.role is not Role.PREFILL]  # a prefill is part of a request counted there
     return {
         "state": str(pool.state),
+        "panic": any(group.panic for group in pool.groups()),
         "inFlight": sum(b.in_flight for _, b in serving),
         "slots": sum(b.slots for c, b in serving if not c.draining and c.weight),
         "endpoints": [
@@ -235,6 +275,7 @@ def _backend_view(backend: Backend) -> dict[str, Any]:
         "role": str(backend.role),
         "inFlight": backend.in_flight,
         "slots": backend.slots,
+        "out": str(backend.vitals.why or ""),
     }
 
 

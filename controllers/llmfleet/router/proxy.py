@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import secrets
 import socket
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, cast
@@ -21,10 +23,12 @@ import orjson
 from llmfleet.router import errors, http1, keys, policy, quota
 from llmfleet.router.disagg.relay import exchange_for
 from llmfleet.router.errors import Code, Refusal
+from llmfleet.router.health import LOST, Rules, Why
 from llmfleet.router.keys import ANONYMOUS, Keyring, Tenant
 from llmfleet.router.limits import Settings
 from llmfleet.router.pick import Backend, Fleet, ModelPool
 from llmfleet.router.relay import Exchange
+from llmfleet.router.retries import Quarantine
 from llmfleet.router.shares import Room
 from llmfleet.router.sse import Dialect
 from llmfleet.router.usage import Record
@@ -33,6 +37,7 @@ from llmfleet.telemetry import RouterMetrics
 if TYPE_CHECKING:  # Redis' client is only for routers with jobs
     from llmfleet.router.jobs.app import Jobs
     from llmfleet.router.jobs.proxy import Call
+log = logging.getLogger(__name__)
 
 LINGER_SECONDS: Final = 2.0  # how long a refused client may go on sending before it is cut off
 REFUSED_AT_ONCE: Final = 32  # connections over the limit that are told so; more are only closed
@@ -68,7 +73,11 @@ class Router:
         self.loop = loop
         self.settings = settings
         self.metrics = metrics
-        self.fleet = Fleet()
+        self.fleet = Fleet(settings.health.panic_share)
+        self.rules = _rules(settings)
+        self.quarantine = Quarantine(
+            after=settings.retries.quarantine_after, seconds=settings.retries.quarantine_seconds
+        )
         self.loaded = False  # a valid document was adopted
         self.loaded_at = 0.0  # by the wall clock: shown to clients as the models' creation time
         self.draining = False
@@ -113,6 +122,49 @@ class Router:
     def next_id(self) -> bytes:
         """Return a new request id."""
         return next(self.ids)
+
+    def failed(self, backend: Backend, *, severed: bool) -> None:
+        """An engine lost an attempt: look whether it should be left out."""
+        now = self.loop.time()
+        why = backend.vitals.failed(now, self.rules, severed=severed)
+        if why is not None:
+            self._leave_out(backend, why, now)
+
+    def checked(self, backend: Backend, *, alive: bool) -> None:
+        """A health check of an engine ended. One that is too busy for it, but sends tokens, is alive."""
+        now = self.loop.time()
+        alive = alive or self._heard(backend, now - self.settings.health.check_timeout_seconds)
+        why = backend.vitals.checked(now, self.rules, alive=alive)
+        if why is not None:
+            self._leave_out(backend, why, now)
+        elif alive:
+            self.fleet.reopen()
+        if backend.vitals.lost and not alive and not self.fleet.panics(backend):
+            # From the loop: the exchanges that are freed may be the ones that are on the way here.
+            self.loop.call_soon(self._free, backend)
+
+    def _leave_out(self, backend: Backend, why: Why, now: float) -> None:
+        if why not in LOST and not self.fleet.may_eject(backend, self.settings.health.max_ejected_share):
+            return
+        backend.vitals.out(why, now, self.rules)
+        self.fleet.reopen()
+        fields = {"llmcluster": backend.instance, "reason": str(why), "seconds": round(backend.vitals.until - now, 1)}
+        log.warning("engine left out", extra={"fields": fields})
+
+    def exchanges(self) -> Iterator[Exchange]:
+        """Go over every request on its way."""
+        for client in list(self.clients):
+            if isinstance(client._exchange, Exchange):
+                yield client._exchange
+
+    def _heard(self, backend: Backend, since: float) -> bool:
+        return any(e.at(backend) and e.last > max(since, e.started) for e in self.exchanges())
+
+    def _free(self, backend: Backend) -> None:
+        """Let what waits for the first word of a lost engine go to another one at once."""
+        for exchange in self.exchanges():
+            if exchange.at(backend):
+                exchange.engine_lost()
 
     def account(self, record: Exchange, outcome: str) -> None:
         """A request is over: count it. The exchange itself is the record."""
@@ -205,9 +257,37 @@ class Router:
         for client in list(self.clients):
             client.check(now)
         max_idle = self.settings.timeouts.upstream_idle_seconds
-        for backend in self.fleet.backends.values():
+        window, checked = self.settings.retries.window_seconds, self.settings.health.check_seconds > 0
+        for pool in self.fleet.models.values():
+            pool.budget.mark(now, window)
+        if self.quarantine.suspects:
+            self.quarantine.forget(now)
+        for backend in list(self.fleet.backends.values()):
+            self._look_after(backend, now, checked=checked)
             while backend.idle and now - backend.idle[0].idle_since >= max_idle:
                 backend.idle.pop(0).transport.abort()
+
+    def _look_after(self, backend: Backend, now: float, *, checked: bool) -> None:
+        vitals = backend.vitals
+        if vitals.tick(now, self.rules, checked=checked):
+            self.fleet.reopen()
+            log.info("engine taken back", extra={"fields": {"llmcluster": backend.instance}})
+        why = vitals.counted(now, backend.picks, backend.failures, self.rules)
+        if why is not None:
+            self._leave_out(backend, why, now)
+
+
+def _rules(settings: Settings) -> Rules:
+    health = settings.health
+    return Rules(
+        consecutive=health.consecutive_failures,
+        severed=health.lost_connections,
+        ratio=health.failure_ratio,
+        least=health.failure_ratio_requests,
+        base=health.ejection_seconds,
+        longest=health.max_ejection_seconds,
+        checks=health.check_failures,
+    )
 
 
 class Client(asyncio.Protocol):

@@ -20,11 +20,13 @@ from llmfleet.router.limits import Settings
 from llmfleet.router.pick import Backend, ModelPool, pick
 from llmfleet.router.policy import Admitted, Route
 from llmfleet.router.quota import Lease
+from llmfleet.router.retries import Quarantine
 from llmfleet.telemetry import ModelStats
 
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS: Final = 2
+SEVERED: Final = frozenset({"connect", "reset", "lost"})  # what says that an engine may be gone
 
 
 class Services(Protocol):
@@ -33,9 +35,13 @@ class Services(Protocol):
     loop: asyncio.AbstractEventLoop
     settings: Settings
     draining: bool
+    quarantine: Quarantine
 
     def released(self, pool: ModelPool, backend: Backend) -> None:
         """A slot became free."""
+
+    def failed(self, backend: Backend, *, severed: bool) -> None:
+        """An engine lost an attempt; `severed` means that its connection broke or never was."""
 
     def account(self, record: Exchange, outcome: str) -> None:
         """A request is over."""
@@ -142,16 +148,27 @@ class Attempt:
         if self._paused:
             upstream.flow(False)
 
-    def release(self, *, failed: bool = False) -> None:
-        """Give the slot back; safe to call twice. A lost attempt counts against its engine, also one retried."""
+    def at(self, backend: Backend) -> bool:
+        """Whether the request is at this engine now."""
+        return self._backend is backend
+
+    def blame(self, reason: str = "") -> None:
+        """Count a lost attempt against its engine, also one that is retried."""
+        if self._backend is not None:
+            self._backend.failures += 1
+            self.router.failed(self._backend, severed=reason in SEVERED)
+
+    def release(self) -> None:
+        """Give the slot back; safe to call twice."""
         backend, self._backend = self._backend, None
         if backend is not None:
             backend.in_flight -= 1
-            backend.failures += failed
             self.router.released(self.pool, backend)
 
     def detach(self, *, failed: bool = False) -> None:
         """Part from the engine: keep the connection if the answer is over, else close it so that the work stops."""
+        if failed:
+            self.blame()
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             if upstream.reader.complete:
@@ -161,7 +178,7 @@ class Attempt:
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
-        self.release(failed=failed)
+        self.release()
 
     def pause(self) -> None:
         """The client does not keep up: stop reading from the engine."""
@@ -231,6 +248,10 @@ class Exchange(Attempt):
 
     def start(self) -> None:
         """Send the request to an engine, or refuse it when no slot is free."""
+        if self.router.quarantine.suspects and (refusal := self._quarantined()) is not None:
+            self._refuse(refusal, "refused")
+            return
+        self.pool.budget.requests += 1
         backend = self._choose()
         if backend is None:
             # A waiting request would be parked here and started again from `Services.released`.
@@ -247,6 +268,14 @@ class Exchange(Attempt):
         self.engine = backend
         self.send(backend, fresh=self.attempts > 0)
 
+    def _quarantined(self) -> Refusal | None:
+        quarantine = self.router.quarantine
+        if not quarantine.holds(self.body, self.router.loop.time()):
+            return None
+        quarantine.refused += 1
+        message = "engines were lost each time they were given this request, it is not sent to another one"
+        return errors.lost(Code.QUARANTINED, message)
+
     def _no_slot(self) -> Refusal:
         if self.pool.open:
             return errors.overloaded(Code.OVERLOADED, "every engine of this model is busy, try again soon")
@@ -255,14 +284,13 @@ class Exchange(Attempt):
 
     def _retry(self, verdict: Again) -> bool:
         """Send the request to another engine if it may be; never once a byte of an answer was forwarded."""
-        if self.attempts >= MAX_ATTEMPTS:
-            return False
         failed = self._backend
-        other = self._other(verdict)
-        if other is None:
+        other = None if self._poisonous(verdict) else self._other(verdict)
+        if other is None or not (other is failed or self._free(verdict) or self._affordable()):
             return False
-        # A kept connection that had gone stale is nobody's failure: the same engine is asked again.
-        self.detach(failed=other is not failed)
+        if not verdict.certain and other is not failed:
+            self.blame(verdict.reason)
+        self.detach()
         self.stats.retries[verdict.reason] += 1
         self.answer.restart()
         # Kept connections of a second engine may be as stale as the first one's was.
@@ -272,10 +300,34 @@ class Exchange(Attempt):
     def _other(self, verdict: Again) -> Backend | None:
         """Return the engine for another attempt."""
         failed = self._backend
+        if self.attempts >= MAX_ATTEMPTS:
+            return None
         other = pick(self.pool, avoid=failed)
         if other is None and verdict.same_engine and failed is not None and failed.listed:
             other = failed
         return other
+
+    def _poisonous(self, verdict: Again) -> bool:
+        """Whether this body was now on so many engines when they were lost that it goes to no other."""
+        if verdict.reason != "reset" or self._backend is None:
+            return False
+        return self.router.quarantine.strike(self.body, self._backend.pod_uid, self.router.loop.time())
+
+    def _free(self, verdict: Again) -> bool:
+        """What never reached its engine, or was on one that is gone, may be sent again at no charge."""
+        return verdict.reason in ("connect", "lost") or (self._backend is not None and self._backend.vitals.lost)
+
+    def _affordable(self) -> bool:
+        budget, retries = self.pool.budget, self.router.settings.retries
+        return budget.spend(
+            self.router.loop.time(), ratio=retries.share, floor=retries.floor, window=retries.window_seconds
+        )
+
+    def engine_lost(self) -> None:
+        """The engine this request is at was declared lost: if nothing was forwarded yet, another one is asked."""
+        if self.answer.stage <= UNARY and self._backend is not None:
+            refusal = errors.lost(Code.UPSTREAM_LOST, "the engine was lost before it answered")
+            self._again(Again("lost", "the engine does not answer its health checks", refusal))
 
     def unreachable(self, reason: str, detail: str) -> None:
         """There is no connection to the engine."""
@@ -292,9 +344,19 @@ class Exchange(Attempt):
         if answer.verdict is not None:
             self._settle(answer.verdict, ready)
         elif ready:
+            if self.body:
+                self._committed()
             self._client.write(ready)
             if not self._ttft_seen and answer.token_seen:
                 self._first_token()
+
+    def _committed(self) -> None:
+        """Something is forwarded: the engine is well, and nobody needs the request any more."""
+        if self._backend is not None and self._backend.vitals.streak:
+            self._backend.vitals.answered()
+        if self.router.quarantine.suspects:
+            self.router.quarantine.passed(self.body)
+        self.body = b""
 
     def lost(self, upstream: Upstream, detail: str) -> None:
         """The engine connection is gone in the middle of an answer."""
@@ -317,6 +379,8 @@ class Exchange(Attempt):
         if isinstance(verdict, Broken):
             self._broken(verdict)
         else:
+            if self.body and not verdict.failed:
+                self._committed()
             self.detach(failed=verdict.failed)
             self._over(verdict.outcome, keep_alive=verdict.keep_alive)
 
@@ -325,13 +389,18 @@ class Exchange(Attempt):
         instance = self.engine.instance if self.engine is not None else ""
         fields = {"requestId": self.request_id.decode(), "llmcluster": instance}
         fields |= {"reason": verdict.reason, "detail": verdict.detail}
+        if verdict.certain:
+            self.blame(verdict.reason)  # first: it may be the one that shows the engine to be gone
         if self._retry(verdict):
             log.info("retrying on another engine", extra={"fields": fields})
         elif verdict.refusal is not None:
             log.warning("engine lost", extra={"fields": fields})
-            self.detach(failed=True)
-            self._refuse(verdict.refusal, "failed")
+            if not verdict.certain:
+                self.blame(verdict.reason)
+            self.detach()
+            self._refuse(self._quarantined() or verdict.refusal, "failed")
         elif verdict.status:
+            self.detach()
             self._say(self.answer.whole(verdict.status, verdict.body, "failed"))
         elif self._upstream is not None:
             reader = self._upstream.reader
@@ -339,6 +408,7 @@ class Exchange(Attempt):
             if self.answer.verdict is not None:
                 self._settle(self.answer.verdict, ready)
             elif ready:
+                self._committed()
                 self._client.write(ready)
 
     def _first_token(self) -> None:
@@ -364,7 +434,8 @@ class Exchange(Attempt):
 
     def _broken(self, verdict: Broken) -> None:
         """An answer broke after bytes of it were forwarded: an event said so, or a reset will."""
-        self.detach(failed=True)
+        self.blame(verdict.reason)
+        self.detach()
         self.stats.truncated[verdict.reason] += 1
         self.reason = verdict.reason
         fields = {"requestId": self.request_id.decode(), "model": self.pool.name, "reason": verdict.reason}
