@@ -130,7 +130,7 @@ def kind_fields(root: Path, number: int) -> dict[str, Schema]:
 
 def scaling_fields(root: Path) -> dict[str, Schema]:
     """What a model's `autoscaling` may say: an autoscaler's spec without what the chart writes itself."""
-    written = ("mode", "scaleTargetRef", "instanceTemplate", "prefill", "decode", "coordination")
+    written = ("mode", "scaleTargetRef", "instanceTemplate", "decode")
     return {name: field for name, field in kind_fields(root, 1).items() if name not in written}
 
 
@@ -216,18 +216,21 @@ def add_models(schema: Schema, cluster: Mapping[str, Schema], scaling: Mapping[s
     }
     schema["$defs"] = {"image": image, "engine": {"type": "object", "properties": spec | {"image": reference("image")}}}
     schema["$defs"]["engine"]["additionalProperties"] = False
-    autoscaling = {
-        "description": "Bounds and policy of an LLMClusterAutoscaler that makes the instances of this model",
-        "type": "object",
-        "properties": {name: plain(field) for name, field in scaling.items()},
-        "additionalProperties": False,
-    }
-    schema["$defs"]["model"] = {
-        "type": ["object", "null"],
-        "properties": {"instances": instances, "autoscaling": autoscaling}
-        | {name: reference(f"engine/properties/{name}") for name in [*spec, "image"]},
-        "additionalProperties": False,
-    }
+    ours = {name: plain(field) for name, field in scaling.items() if name != "prefill"}
+    about = "Bounds and policy of an LLMClusterAutoscaler that makes the instances of this model"
+    fields = {name: reference(f"engine/properties/{name}") for name in [*spec, "image"]}
+    block = {name: part for name, part in plain(scaling["prefill"])["properties"].items() if name != "instanceTemplate"}
+    schema["$defs"]["role"] = closed_object(
+        {
+            "instances": instances,
+            "autoscaling": closed_object(block, "Bounds of this role's instances, under one LLMClusterAutoscaler"),
+        }
+        | {name: field for name, field in fields.items() if name != "role"},
+        "Instances of this role: a size, and what differs from the model's own fields",
+    )
+    model = closed_object({"instances": instances, "autoscaling": closed_object(ours, about)} | fields)
+    model["properties"] |= {"prefill": reference("role"), "decode": reference("role")}
+    schema["$defs"]["model"] = model | {"type": ["object", "null"]}
     schema["properties"]["engine"] = {
         "description": schema["properties"]["engine"]["description"],
         **reference("engine"),
@@ -236,6 +239,12 @@ def add_models(schema: Schema, cluster: Mapping[str, Schema], scaling: Mapping[s
         "propertyNames": {"pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "maxLength": 30},
         "additionalProperties": reference("model"),
     }
+
+
+def closed_object(properties: Schema, description: str = "") -> Schema:
+    """An object with these properties and no other."""
+    head = {"description": description} if description else {}
+    return {**head, "type": "object", "properties": properties, "additionalProperties": False}
 
 
 def add_settings(schema: Schema, limits: ModuleType) -> None:

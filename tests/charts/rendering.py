@@ -29,6 +29,7 @@ PROFILES: dict[str, tuple[str, ...]] = {
     "dev-vllm-cpu": ("dev.yaml", "dev-vllm-cpu.yaml"),
     "autoscaling": ("dev.yaml", "autoscaling.yaml"),
     "production-monolithic": ("production-monolithic.yaml",),
+    "production-disaggregated": ("production-disaggregated.yaml",),
 }
 
 Object = dict[str, Any]
@@ -113,6 +114,18 @@ def pod_templates(objects: Sequence[Object]) -> dict[str, Object]:
     return templates | {title(o): o for o in of_kind(objects, "Pod")}
 
 
+def made_from(objects: Sequence[Object]) -> dict[str, Object]:
+    """What each autoscaler makes instances from, one template or one for each role."""
+    scalers = {title(o): o["spec"] for o in of_kind(objects, "LLMClusterAutoscaler")}
+    blocks = {name: [spec, spec.get("prefill", {}), spec.get("decode", {})] for name, spec in scalers.items()}
+    return {
+        f"{name}/{number}": part["instanceTemplate"]
+        for name, parts in blocks.items()
+        for number, part in enumerate(parts)
+        if "instanceTemplate" in part
+    }
+
+
 def title(thing: Object) -> str:
     """Kind/name."""
     return f"{thing['kind']}/{thing['metadata']['name']}"
@@ -134,7 +147,7 @@ def images(objects: Sequence[Object]) -> set[str]:
     """Every image any pod of the release runs, engines included."""
     specs = [template["spec"] for template in pod_templates(objects).values()]
     containers = [c for spec in specs for c in [*spec["containers"], *spec.get("initContainers", [])]]
-    made = {o["spec"]["instanceTemplate"]["spec"]["image"] for o in of_kind(objects, "LLMClusterAutoscaler")}
+    made = {template["spec"]["image"] for template in made_from(objects).values()}
     return {c["image"] for c in containers} | {o["spec"]["image"] for o in of_kind(objects, "LLMCluster")} | made
 
 

@@ -17,6 +17,7 @@ from charts.rendering import (
     copy_charts,
     find,
     images,
+    made_from,
     of_kind,
     pod_templates,
     render,
@@ -40,8 +41,7 @@ def pod_specs(objects: list[Object]) -> dict[str, Any]:
     templates = {
         name: t for name, t in pod_templates(objects).items() if name.startswith(("Deployment", "StatefulSet"))
     }
-    made = {title(o): o["spec"]["instanceTemplate"] for o in of_kind(objects, "LLMClusterAutoscaler")}
-    return templates | {title(o): o["spec"] for o in of_kind(objects, "LLMCluster")} | made
+    return templates | {title(o): o["spec"] for o in of_kind(objects, "LLMCluster")} | made_from(objects)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

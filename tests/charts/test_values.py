@@ -154,7 +154,7 @@ def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
                 "fleet.models.tiny",
                 {"instances": None, "role": "decode", "autoscaling": {"minInstances": 1, "maxInstances": 2}},
             ),
-            "a model with role decode cannot have autoscaling here",
+            "a model with role decode cannot have autoscaling: write prefill and decode blocks",
         ),
         (nested("fleet.models.redis", {"instances": 0}), "give the model another key, such as redis-model"),
         (nested("fleet.models.tiny.image.tag", "latest"), 'engine.image (model tiny).tag is "latest"'),

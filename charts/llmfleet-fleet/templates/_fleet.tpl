@@ -60,7 +60,7 @@ name, the image in one string. No label and no version of the chart: a chart bum
 Takes: root, name, model.
 */}}
 {{- define "llmfleet-fleet.spec" -}}
-{{- $spec := mergeOverwrite (deepCopy .root.Values.engine) (deepCopy (omit .model "instances" "autoscaling")) -}}
+{{- $spec := mergeOverwrite (deepCopy .root.Values.engine) (deepCopy (omit .model "instances" "autoscaling" "coordination" "prefill" "decode")) -}}
 {{- $image := $spec.image -}}
 {{- $_ := set $spec "image" (include "llmfleet.image" (dict "root" .root "image" $image "path" (printf "engine.image (model %s)" .name) "tag" "")) -}}
 {{- $_ := set $spec "imagePullPolicy" ($image.pullPolicy | default "IfNotPresent") -}}
@@ -73,11 +73,49 @@ Takes: root, name, model.
 {{- toYaml $spec -}}
 {{- end }}
 
+{{- /*
+llmfleet-fleet.shapes: what the instances of a model look like, by role: the model itself, or its prefill and decode
+blocks over what they share, env merged by name. Takes: model.
+*/}}
+{{- define "llmfleet-fleet.shapes" -}}
+{{- $shapes := dict -}}
+{{- if or .model.prefill .model.decode -}}
+{{- $shared := omit .model "instances" "autoscaling" "coordination" "prefill" "decode" -}}
+{{- range $role := list "prefill" "decode" -}}
+{{- $block := get $.model $role | default dict -}}
+{{- $shape := mergeOverwrite (deepCopy $shared) (deepCopy $block) (dict "role" $role) -}}
+{{- with include "llmfleet.mergeEnv" (list ($shared.env | default list) ($block.env | default list)) -}}
+{{- $_ := set $shape "env" (fromYamlArray .) -}}
+{{- end -}}
+{{- $_ := set $shapes $role $shape -}}
+{{- end -}}
+{{- else -}}
+{{- $_ := set $shapes "" .model -}}
+{{- end -}}
+{{- toYaml $shapes -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.instanceTemplate: what an autoscaler makes instances from. Takes: root, name, model, role (may be empty). */}}
+{{- define "llmfleet-fleet.instanceTemplate" -}}
+namePrefix: {{ include "llmfleet-fleet.namePrefix" (dict "root" .root "name" (compact (list .name .role) | join "-")) }}
+labels: {{- /* none that changes with a chart's version: it would patch every instance */}}
+  {{- include "llmfleet.selectorLabels" (dict "root" .root "component" "engine") | nindent 2 }}
+  serving.ai/fleet: {{ include "llmfleet.name" (dict "root" .root "parts" (list .name)) }}
+annotations:
+  serving.ai/managed-by: {{ include "llmfleet-fleet.operatorIdentity" .root }}
+spec:
+  {{- include "llmfleet-fleet.spec" . | nindent 2 }}
+{{- end }}
+
 {{- /* llmfleet-fleet.firstModel: the name clients ask for of the first model, for tests and NOTES. Takes: the root. */}}
 {{- define "llmfleet-fleet.firstModel" -}}
 {{- $names := list -}}
 {{- range $name, $model := .Values.models -}}
-{{- if and $model (or (gt (int $model.instances) 0) (gt (int (dig "autoscaling" "minInstances" 0 $model)) 0)) -}}
+{{- $served := false -}}
+{{- range (include "llmfleet-fleet.shapes" (dict "model" ($model | default dict)) | fromYaml) -}}
+{{- if or (gt (int .instances) 0) (gt (int (dig "autoscaling" "minInstances" 0 .)) 0) -}}{{- $served = true -}}{{- end -}}
+{{- end -}}
+{{- if and $model $served -}}
 {{- $names = append $names ((first ($model.servedModelNames | default (list $model.model))) | default $model.model) -}}
 {{- end -}}
 {{- end -}}
@@ -152,7 +190,7 @@ spec:
 {{- /* llmfleet-fleet.scaled: "true" when some model has `autoscaling`, else empty. Takes: the root. */}}
 {{- define "llmfleet-fleet.scaled" -}}
 {{- $found := false -}}
-{{- range .Values.models }}{{- if and . .autoscaling }}{{- $found = true -}}{{- end }}{{- end -}}
+{{- range .Values.models }}{{- if and . (or .autoscaling (dig "prefill" "autoscaling" "" .)) }}{{- $found = true -}}{{- end }}{{- end -}}
 {{- if $found }}true{{ end -}}
 {{- end }}
 
