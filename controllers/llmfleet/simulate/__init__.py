@@ -1,0 +1,1 @@
+"""A fleet in memory, request by request, driven by the very code that sizes real ones."""
