@@ -84,3 +84,7 @@ cluster-up: ## Start the local cluster
 	@ci/cluster/cluster up
 cluster-down: ## End the local cluster; nothing of it stays
 	@ci/cluster/cluster down
+
+.PHONY: history
+history: setup ## 100,000 requests with killed and frozen engines, routers and Redis, checked against the invariants (10 min)
+	@cd tests && ../.venv/bin/python -m history

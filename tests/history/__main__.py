@@ -14,7 +14,7 @@ import time
 import uvloop
 
 from history.checker import check
-from history.run import FAULTS, Plan, run, tell
+from history.run import JOB_FAULTS, Plan, run, tell
 
 
 def main() -> int:
@@ -23,10 +23,18 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=250.0, help="requests per second")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--mutant", default="", help="a planted fault; see history/mutants.py")
+    parser.add_argument("--jobs", type=float, default=0.1, help="share of clients that ask for a job")
     parser.add_argument("--calm", action="store_true", help="no faults from outside")
     options = parser.parse_args()
-    faults = () if options.calm else FAULTS
-    plan = Plan(requests=options.requests, rate=options.rate, seed=options.seed, mutant=options.mutant, faults=faults)
+    faults = () if options.calm else JOB_FAULTS
+    plan = Plan(
+        requests=options.requests,
+        rate=options.rate,
+        seed=options.seed,
+        mutant=options.mutant,
+        faults=faults,
+        jobs=options.jobs,
+    )
     begun = time.monotonic()
     history = uvloop.run(run(plan, lambda text: print(f"history: {text}", file=sys.stderr, flush=True)))
     violations = check(history)

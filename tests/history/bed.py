@@ -23,11 +23,15 @@ from history.records import Fault, Rest, Try
 from llmfleet.api.document import Document, Endpoint, Model, render, with_generation
 
 TESTS = Path(__file__).resolve().parents[1]
+sys.path.append(str(TESTS / "router" / "jobs"))
+
+from redis_server import RedisServer, command  # noqa: E402
+
 START_SECONDS = 90
 
 SETTINGS: dict[str, Any] = {
     "timeouts": {"firstEventSeconds": 3, "stallSeconds": 2, "connectSeconds": 2},
-    "drain": {"settleSeconds": 0.5, "timeoutSeconds": 60},
+    "drain": {"settleSeconds": 3, "timeoutSeconds": 60},
 }
 
 
@@ -38,7 +42,14 @@ def free_port() -> int:
 
 class Bed:
     def __init__(
-        self, folder: str, *, engines: int, slots: int, mutant: str = "", settings: Mapping[str, Any] | None = None
+        self,
+        folder: str,
+        *,
+        engines: int,
+        slots: int,
+        mutant: str = "",
+        jobs: bool = False,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.slots, self.mutant = slots, mutant
@@ -50,6 +61,7 @@ class Bed:
         self.rests: list[Rest] = []
         self.frozen: set[str] = set()
         self._settings = {**SETTINGS, **(settings or {})}
+        self.store = RedisServer(command(), self.folder / "redis") if jobs else None
         self._started = 0
         self._leaving: list[asyncio.Task[None]] = []
 
@@ -60,6 +72,9 @@ class Bed:
         )
         document = with_generation(Document(models={"m": Model(endpoints=endpoints)}), previous=0, now_ms=1)
         (self.folder / "backends.json").write_bytes(render(document))
+        if self.store is not None:
+            await asyncio.to_thread(self.store.start)
+            self._settings["redis"] = {"url": self.store.url, "timeoutSeconds": 1}
         (self.folder / "settings.yaml").write_text(yaml.safe_dump(self._settings))
         for name in self.ports:
             await self.start_engine(name)
@@ -71,6 +86,8 @@ class Bed:
             with suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+        if self.store is not None:
+            self.store.stop()
 
     def _fault(self, what: str, target: str) -> None:
         """Write a fault down before it is done: nothing it causes is earlier."""
@@ -154,6 +171,17 @@ class Bed:
         for task in self._leaving:
             await asyncio.wait_for(task, 120)
 
+    # ---- the store of jobs ----
+
+    async def kill_store(self, seconds: float) -> None:
+        """kill -9, then start on the data that is on disk."""
+        assert self.store is not None
+        self._fault("store-killed", "redis")
+        await asyncio.to_thread(self.store.kill)
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(self.store.start)
+        self._fault("store-back", "redis")
+
     # ---- logs ----
 
     def tries(self) -> list[Try]:
@@ -188,14 +216,16 @@ class RouterProcess:
 
     async def listening(self) -> None:
         assert self.process.stderr is not None
+        said_last = b""
         while line := await self.process.stderr.readline():
+            said_last = line
             with suppress(ValueError, KeyError):
                 said = json.loads(line)
                 if said["message"] == "listening":
                     self.port, self.admin_port = said["port"], said["adminPort"]
                     self._drained = asyncio.create_task(self._drain())
                     return
-        raise AssertionError("the router did not start")
+        raise AssertionError(f"the router did not start: {said_last.decode()}")
 
     async def _drain(self) -> None:
         assert self.process.stderr is not None

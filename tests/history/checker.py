@@ -153,7 +153,7 @@ def left_clients(history: History, patience: float) -> Iterator[Violation]:
 
 def injections(history: History) -> Iterator[Violation]:
     """Invariant 4, and that client and engine know a request by the same id, which is the router's."""
-    ids = {call.tag: call.request_id for call in history.calls if call.request_id}
+    ids = {call.tag: call.request_id for call in history.calls if call.request_id and not call.job}
     for one in history.tries:
         if one.foreign:
             yield Violation(invariant=4, what="reached an engine", tag=one.tag, detail={"fields": one.foreign})
@@ -246,8 +246,8 @@ def jobs(history: History) -> Iterator[Violation]:
         after = [state for _, state, _ in states[[s for _, s, _ in states].index(ends[0]) :]]
         if len(set(ends)) > 1 or set(after) - TERMINAL:
             yield Violation(invariant=6, what="more than one end", tag=call.tag, detail={"job": job, "states": after})
-        if ends[0] == "completed" and not any(whole for _, _, whole in states):
-            yield Violation(invariant=6, what="completed without a whole result", tag=call.tag, detail={"job": job})
+        if ends[0] == "complete" and not any(whole for _, _, whole in states):
+            yield Violation(invariant=6, what="complete without a whole result", tag=call.tag, detail={"job": job})
     for tag, tries in _tries(history).items():
         good = sum(one.how == ANSWERED for one in tries)
         if good > 1 and any(call.tag == tag for call in accepted.values()):

@@ -12,12 +12,13 @@ import re
 import socket
 import struct
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from history.fake_engine import POISON
-from history.records import FIN, GARBLED, HUNG, LEFT, NOTHING, RESET, UNREACHABLE, WHOLE, Call
+from history.records import FIN, GARBLED, HUNG, LEFT, NOTHING, RESET, TERMINAL, UNREACHABLE, WHOLE, Call, Sighting
 
 PIECE = re.compile(r"(e\d+):(\d+) ")
 RST = struct.pack("ii", 1, 0)
@@ -186,3 +187,42 @@ def _error(text: str, status: int) -> str:
             with suppress(ValueError, KeyError, TypeError):
                 return str(json.loads(line[6:])["error"].get("code") or "error")
     return ""
+
+
+async def fetch(port: int, method: str, path: str) -> tuple[int, bytes]:
+    """Return status and body of one request without a body of its own; 0 if there was no whole answer."""
+    try:
+        async with asyncio.timeout(30):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"{method} {path} HTTP/1.0\r\nHost: router\r\n\r\n".encode())
+            raw = await reader.read()
+            writer.close()
+    except (OSError, RuntimeError, TimeoutError):
+        return 0, b""
+    head, _, body = raw.partition(b"\r\n\r\n")
+    return (int(head.split(b" ")[1]) if head.startswith(b"HTTP/1.") else 0), body
+
+
+async def follow(port: Callable[[], int], call: Call, *, cancel: bool, seconds: float) -> list[Sighting]:
+    """Ask for an accepted job until it has ended, and once more after that; `port` is of a router that is there now."""
+    path, seen, after = f"/v1/requests/{call.job}", list[Sighting](), 2
+    end = time.monotonic() + seconds
+    if cancel:
+        await fetch(port(), "DELETE", path)
+    while after and time.monotonic() < end:
+        status, body = await fetch(port(), "GET", path)
+        if status == 200:
+            state = str(json.loads(body)["status"])
+            whole = state == "complete" and await _has_result(port(), path, call)
+            seen.append(Sighting(job=call.job, at=time.monotonic(), state=state, whole=whole))
+            after -= state in TERMINAL
+        await asyncio.sleep(2.0)
+    return seen
+
+
+async def _has_result(port: int, path: str, call: Call) -> bool:
+    status, body = await fetch(port, "GET", path + "/result")
+    text = body.decode("latin-1")
+    pieces = [int(index) for _, index in PIECE.findall(text)]
+    ended = text.rstrip().endswith("data: [DONE]") if call.stream else _is_json(text)
+    return status == 200 and ended and pieces == list(range(call.asked))

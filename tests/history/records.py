@@ -25,7 +25,7 @@ ERROR = "error"  # an error status, or an error event
 BROKEN = "broken"  # the engine broke its own answer
 ABORTED = "aborted"  # the router went away
 
-TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
+TERMINAL = frozenset({"complete", "failed", "expired", "cancelled", "dead"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

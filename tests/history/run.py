@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from history.bed import Bed
 from history.checker import PATIENCE as PATIENCE_FOR_ABORTS
-from history.client import Wish, call
+from history.client import Wish, call, follow
 from history.fake_engine import FATES
-from history.records import LEFT, Call, History, Try
+from history.records import LEFT, Call, History, Sighting, Try
 
 PATIENCE = 120.0  # how long a client waits: an answer that takes longer is none
 LONG = 400  # pieces of an answer that outlasts the run
@@ -36,6 +36,7 @@ class Plan:
     seed: int = 1
     bad: float = 0.15  # share of tries that an engine spoils
     leavers: float = 0.08
+    jobs: float = 0.0  # share of clients that ask for a job
     faults: tuple[str, ...] = ()
     fault_every: float = 3.0
     burst: int = 30  # requests at once, now and then
@@ -46,7 +47,8 @@ def wish(plan: Plan, number: int, chance: random.Random) -> Wish:
     """Draw what one client asks for."""
     stream = chance.random() < 0.7
     fates = tuple(chance.choice(FATES) if chance.random() < plan.bad else "ok" for _ in range(2))
-    leaves = chance.random() < plan.leavers
+    background = chance.random() < plan.jobs
+    leaves = not background and chance.random() < plan.leavers
     return Wish(
         tag=f"c{plan.seed}-{number}",
         stream=stream,
@@ -57,6 +59,7 @@ def wish(plan: Plan, number: int, chance: random.Random) -> Wish:
         leave_how=chance.choice(("close", "reset", "half-close")),
         slow=0.01 if chance.random() < 0.03 else 0.0,
         poisoned=chance.random() < 0.2,
+        background=background,
     )
 
 
@@ -67,11 +70,11 @@ def long_leaver(plan: Plan, number: int) -> Wish:
 
 async def run(plan: Plan, say: Callable[[str], None] = lambda _: None) -> History:
     with tempfile.TemporaryDirectory(prefix="llmfleet-history-") as folder:
-        async with Bed(folder, engines=plan.engines, slots=plan.slots, mutant=plan.mutant) as bed:
+        async with Bed(folder, engines=plan.engines, slots=plan.slots, mutant=plan.mutant, jobs=plan.jobs > 0) as bed:
             chance = random.Random(plan.seed)
             over = asyncio.Event()
             nemesis = asyncio.create_task(_nemesis(bed, plan, over))
-            calls = await _clients(bed, plan, chance, say)
+            calls, sightings = await _clients(bed, plan, chance, say)
             over.set()
             await nemesis
             await bed.rest()
@@ -80,21 +83,35 @@ async def run(plan: Plan, say: Callable[[str], None] = lambda _: None) -> Histor
                 tries=await _settled(bed, calls),
                 read_at=time.monotonic(),
                 faults=bed.faults,
+                sightings=sightings,
                 rests=bed.rests,
                 slots=plan.slots,
                 engines=plan.engines,
             )
 
 
-async def _clients(bed: Bed, plan: Plan, chance: random.Random, say: Callable[[str], None]) -> list[Call]:
+async def _clients(
+    bed: Bed, plan: Plan, chance: random.Random, say: Callable[[str], None]
+) -> tuple[list[Call], list[Sighting]]:
     """Start every request when it is due, and wait for all."""
     began = time.monotonic()
     tasks: list[asyncio.Task[Call]] = []
+    sightings: list[Sighting] = []
     reported = began
 
-    def start(one: Wish) -> None:
+    def port() -> int:
         assert bed.current is not None
-        tasks.append(asyncio.create_task(call(bed.current.port, bed.current.name, one, PATIENCE)))
+        return bed.current.port
+
+    async def client(one: Wish, cancel: bool) -> Call:
+        assert bed.current is not None
+        seen = await call(bed.current.port, bed.current.name, one, PATIENCE)
+        if seen.job:
+            sightings.extend(await follow(port, seen, cancel=cancel, seconds=PATIENCE))
+        return seen
+
+    def start(one: Wish) -> None:
+        tasks.append(asyncio.create_task(client(one, chance.random() < 0.1)))
 
     for number in range(6):
         start(long_leaver(plan, number))
@@ -114,7 +131,7 @@ async def _clients(bed: Bed, plan: Plan, chance: random.Random, say: Callable[[s
             still = sum(not task.done() for task in tasks)
             say(f"{number} of {plan.requests} requests, {still} open, {len(bed.faults)} faults")
         await asyncio.sleep(0.005)
-    return list(await asyncio.gather(*tasks))
+    return list(await asyncio.gather(*tasks)), sightings
 
 
 async def _nemesis(bed: Bed, plan: Plan, over: asyncio.Event) -> None:
@@ -135,6 +152,8 @@ async def _nemesis(bed: Bed, plan: Plan, over: asyncio.Event) -> None:
             await bed.roll_router()
         elif what == "router-kill":
             await bed.kill_router()
+        elif what == "store-kill":
+            await bed.kill_store(0.2 + chance.random())
         else:
             raise ValueError(f"no such fault: {what}")
 
@@ -151,6 +170,7 @@ async def _settled(bed: Bed, calls: list[Call]) -> list[Try]:
 
 
 FAULTS = ("engine-kill", "engine-freeze", "router-roll", "router-kill")
+JOB_FAULTS = (*FAULTS, "store-kill")
 
 
 def tell(history: History) -> str:
@@ -159,8 +179,11 @@ def tell(history: History) -> str:
     ends = Counter(t.how or "never ended" for t in history.tries)
     second = sum(t.request_id.endswith("-r") for t in history.tries)
     faults = Counter(f.what for f in history.faults)
+    ended = {s.job: s.state for s in sorted(history.sightings, key=lambda s: s.at)}
+    jobs = Counter(ended.values())
     lines = [f"{len(history.calls)} requests, {len(history.tries)} tries at engines, {second} of them second ones"]
     lines += [f"  {count:7} {what}" for what, count in hows.most_common()]
     lines += ["tries: " + ", ".join(f"{count} {what}" for what, count in ends.most_common())]
+    lines += ["jobs: " + (", ".join(f"{count} {state}" for state, count in jobs.most_common()) or "none")]
     lines += ["faults: " + (", ".join(f"{count} {what}" for what, count in faults.items()) or "none")]
     return "\n".join(lines)

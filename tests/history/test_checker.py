@@ -60,8 +60,8 @@ def good() -> History:
         ],
         sightings=[
             Sighting(job="job-1", at=0.5, state="queued"),
-            Sighting(job="job-1", at=1.0, state="completed", whole=True),
-            Sighting(job="job-1", at=2.0, state="completed"),
+            Sighting(job="job-1", at=1.0, state="complete", whole=True),
+            Sighting(job="job-1", at=2.0, state="complete"),
         ],
         rests=[Rest(router="router-1", in_flight=0)],
         read_at=100.0,
@@ -142,7 +142,7 @@ PLANTED: list[tuple[str, int, Callable[[History], None], str]] = [
     ("a lost job", 6, lambda h: h.sightings.clear(), "accepted, but never ended"),
     ("a job that ended twice", 6, sighted("expired"), "more than one end"),
     ("a job that came back to life", 6, sighted("running"), "more than one end"),
-    ("a completed job without its result", 6, lambda h: h.sightings.pop(1), "completed without a whole result"),
+    ("a completed job without its result", 6, lambda h: h.sightings.pop(1), "complete without a whole result"),
     ("a job answered twice", 6, lambda h: h.tries.append(attempt("j", began=2.0)), "answered 2 times"),
 ]
 

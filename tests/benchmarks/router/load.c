@@ -1,14 +1,15 @@
 /* A load generator for one loopback port: closed loop, or open loop at a fixed rate, and every answer is checked.
  *
- *     load PORT BODY_FILE [--connections N] [--requests N] [--for S] [--least N] [--seconds S] [--rate R] [--ramp-ms MS] [--events N]
- *                         [--path PATH] [--header "Name: value"] [--hold]
+ *     load PORT BODY_FILE [--connections N] [--requests N] [--for S] [--least N] [--seconds S] [--rate R]
+ *                         [--ramp-ms MS] [--events N] [--path PATH] [--header "Name: value"] [--hold] [--good-ms MS]
  *
  * --for S starts no request after S seconds, but --least N in any case, and waits for the open ones; --seconds S gives
  * up on those, too.
  * One thread, one epoll. --events N says that the answers are streams of exactly N content events that end with [DONE];
  * without it they are unary JSON with a finish_reason. --rate counts latency from the moment a request was due, so a
- * router that falls behind cannot hide it. --hold keeps every stream open until a signal ends the program.
- * Prints one JSON object: counts of good and bad answers by cause, latencies and delays of single events in microseconds.
+ * router that falls behind cannot hide it; --good-ms counts the good answers that came within so long. --hold keeps
+ * every stream open until a signal ends the program.
+ * Prints one JSON object: good and bad answers by cause, latencies and delays of single events in microseconds.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -48,6 +49,7 @@ struct connection {
 };
 
 static int poller, port, connections = 1, expected_events = -1, hold;
+static double good_ms = 1e12;
 static long requests = 1, least, started, finished;
 static double seconds = 60, start_seconds = 1e9, rate;
 static nanoseconds start_limit;
@@ -59,8 +61,8 @@ static struct connection *all;
 
 static long good, bad_status, bad_end, bad_events, cut, reset, refused, opened, late, seen_events;
 static long statuses[STATUSES];
-static double *latencies, *firsts, *delays;
-static long latency_count, delay_count, delay_room;
+static double *latencies, *firsts, *delays, *refusals;
+static long latency_count, refusal_count, in_time, delay_count, delay_room;
 
 static nanoseconds now(void) {
     struct timespec t;
@@ -157,8 +159,16 @@ static void judge(struct connection *c) {
         bad_events++;
     else if (expected_events < 0 && !c->finish_seen)
         bad_end++;
-    else
+    else {
         good++;
+        in_time += (double)(at - c->began) / 1e6 <= good_ms;
+    }
+    if (c->status != 200) {
+        refusals[refusal_count++] = (double)(at - c->began) / 1e3;
+        if (c->must_close) close_connection(c);
+        next(c);
+        return;
+    }
     latencies[latency_count] = (double)(at - c->began) / 1e3;
     firsts[latency_count++] = (double)((c->first ? c->first : at) - c->began) / 1e3;
     if (c->must_close) close_connection(c);
@@ -350,10 +360,13 @@ static double quantile(const double *sorted, long count, double share) {
 static void report(double wall, int timed_out) {
     qsort(latencies, (size_t)latency_count, sizeof *latencies, order);
     qsort(firsts, (size_t)latency_count, sizeof *firsts, order);
+    qsort(refusals, (size_t)refusal_count, sizeof *refusals, order);
     qsort(delays, (size_t)delay_count, sizeof *delays, order);
     printf("{\"good\":%ld,\"finished\":%ld,\"timedOut\":%d,\"wall\":%.4f,\"badStatus\":%ld,\"badEnd\":%ld,"
            "\"badEvents\":%ld,\"cut\":%ld,\"reset\":%ld,\"refused\":%ld,\"connections\":%ld,\"late\":%ld,",
            good, finished, timed_out, wall, bad_status, bad_end, bad_events, cut, reset, refused, opened, late);
+    printf("\"inTime\":%ld,\"refusal50\":%.1f,\"refusal99\":%.1f,", in_time,
+           quantile(refusals, refusal_count, .5), quantile(refusals, refusal_count, .99));
     printf("\"events\":%ld,\"p50\":%.1f,\"p99\":%.1f,\"max\":%.1f,\"first50\":%.1f,\"first99\":%.1f,"
            "\"delay50\":%.1f,\"delay99\":%.1f,\"statuses\":{",
            seen_events, quantile(latencies, latency_count, .5), quantile(latencies, latency_count, .99),
@@ -370,9 +383,10 @@ static void report(double wall, int timed_out) {
 
 static void read_options(int count, char **arguments) {
     static const struct option known[] = {
-        {"connections", 1, 0, 'c'}, {"requests", 1, 0, 'n'}, {"seconds", 1, 0, 't'}, {"rate", 1, 0, 'r'}, {"for", 1, 0, 'f'},{"least", 1, 0, 'l'},
+        {"connections", 1, 0, 'c'}, {"requests", 1, 0, 'n'}, {"seconds", 1, 0, 't'}, {"rate", 1, 0, 'r'},
+        {"for", 1, 0, 'f'},         {"least", 1, 0, 'l'},
         {"ramp-ms", 1, 0, 'm'},     {"events", 1, 0, 'e'},   {"path", 1, 0, 'p'},    {"header", 1, 0, 'h'},
-        {"hold", 0, 0, 'o'},        {0, 0, 0, 0}};
+        {"hold", 0, 0, 'o'},   {"good-ms", 1, 0, 'g'},        {0, 0, 0, 0}};
     for (int option; (option = getopt_long(count, arguments, "", known, NULL)) > 0;) switch (option) {
             case 'c': connections = atoi(optarg); break;
             case 'n': requests = atol(optarg); break;
@@ -385,6 +399,7 @@ static void read_options(int count, char **arguments) {
             case 'p': path = optarg; break;
             case 'h': header = optarg; break;
             case 'o': hold = 1; break;
+            case 'g': good_ms = atof(optarg); break;
             default: exit(2);
         }
     if (count - optind != 2) {
@@ -420,6 +435,7 @@ static void set_up(void) {
     all = calloc((size_t)connections, sizeof *all);
     latencies = grown(NULL, (size_t)(requests + 1) * sizeof *latencies);
     firsts = grown(NULL, (size_t)(requests + 1) * sizeof *firsts);
+    refusals = grown(NULL, (size_t)(requests + 1) * sizeof *refusals);
     if (!all) exit(1);
     for (int i = 0; i < connections; i++) {
         all[i].fd = -1;
@@ -456,7 +472,7 @@ int main(int count, char **arguments) {
         if (rate > 0)
             start_due(zero);
         else
-            while (ramped < connections && zero + (nanoseconds)ramp_ms * 1000000ULL * (unsigned)ramped / (unsigned)connections <= at)
+            while (ramped < connections && zero + (nanoseconds)(ramp_ms * ramped / connections) * 1000000ULL <= at)
                 begin(&all[ramped++], 0);
         int waiting = rate > 0 || ramped < connections;
         struct timespec pause = {.tv_nsec = waiting ? 200000 : 100000000};

@@ -108,10 +108,10 @@ def _ours(place: Place, settings: Mapping[str, object], roles: Sequence[Role], *
     options += ["--keys", place.write("keys.yaml", yaml.safe_dump(TENANTS))] if keys else []
     command = [sys.executable, "-m", "llmfleet", "router", *options]
     features = yaml.safe_dump({"keys": keys} | chosen, default_flow_style=True, width=1000).strip()
-    return Start(command=command, version=_commit(), features=features)
+    return Start(command=command, version=commit(), features=features)
 
 
-def _commit() -> str:
+def commit() -> str:
     done = subprocess.run(
         ["git", "-C", str(programs.ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     )

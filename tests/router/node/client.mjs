@@ -6,6 +6,7 @@ const messages = [{ role: "user", content: "hi" }];
 const client = (options = {}) => new OpenAI({ baseURL, apiKey: "k", maxRetries: 0, ...options });
 const chat = (extra = {}, options = {}) =>
   client(options).chat.completions.create({ model: "m", messages, ...extra });
+const background = { defaultHeaders: { Prefer: "respond-async" } };
 const tools = [{ type: "function", function: { name: "f", parameters: { type: "object" } } }];
 
 async function failure(work) {
@@ -45,6 +46,8 @@ const scenarios = {
   missing: () => failure(() => chat({ model: "nope" })),
   failure: () => failure(() => chat()),
   retried: async () => (await chat({}, { maxRetries: 4 })).choices[0].message.content,
+  job: async () => (await chat({}, background)).choices[0].message.content,
+  jobStream: async () => collect(await chat({ stream: true }, background)),
   timeout: () => failure(() => chat({}, { timeout: 300 })),
 };
 
