@@ -181,8 +181,11 @@ async def test_a_failing_job_reaches_engines_twice_and_is_dead(redis_server):
         assert sum(len(engine.requests) for engine in bed.engines) == 2
         answer = await bed.get(path + "/result")
         assert (answer.status, answer.headers["x-should-retry"]) == (502, "false")
-        assert answer.error["code"] == "upstream_lost"
+        assert answer.error["code"] == "request_quarantined"
         assert bed.ended() == {"dead": 1}
+        again = await bed.put()
+        assert (await bed.becomes(again, "failed"))["attempts"] == 1
+        assert sum(len(engine.requests) for engine in bed.engines) == 2
 
 
 @scenario

@@ -228,8 +228,8 @@ class Worker:
             too_long = Result(status=status, content_type=b"application/json", body=body)
             self._offer(run, too_long, End.FINISH)
             return
-        whole = result if is_whole(exchange) else None
-        self._offer(run, result, rules.judge(whole, dispatched=run.dispatches > 0))
+        end = rules.judge(result, whole=is_whole(exchange), dispatched=run.dispatches > 0)
+        self._offer(run, result, end)
 
     def _drop(self, run: Run) -> None:
         """The job is no longer ours: stop its engine."""
@@ -278,7 +278,7 @@ class Worker:
             return
         dispatches = 0 if end is End.RETURN else run.dispatches
         begun = run.dispatches > 0
-        pause = RETRY_SECONDS if end is End.RETRY else 0.0
+        pause = 0.0 if self._stopped else RETRY_SECONDS
         if end is End.RETRY:
             self._metrics.lost_attempts[claim.model] += 1
         kept = await self._store.give_back(claim, dispatches=dispatches, result=result, pause=pause, begun=begun)

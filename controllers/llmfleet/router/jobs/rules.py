@@ -26,6 +26,7 @@ MAX_WAIT_SECONDS: Final = 60.0
 HOP_SECONDS: Final = 50
 MAX_HOPS: Final = 12
 MAX_KEY_BYTES: Final = 255
+_LATER: Final = frozenset({503, 529})
 
 _PREFER: Final = re.compile(rb"\r\nprefer:[ \t]*([^\r]*)", re.IGNORECASE)
 _IDEMPOTENCY: Final = re.compile(rb"\r\nidempotency-key:[ \t]*([^\r]*)", re.IGNORECASE)
@@ -163,11 +164,12 @@ def floor(slots: int, share: float) -> int:
     return max(1, int(slots * share)) if slots else 0
 
 
-def judge(result: Result | None, *, dispatched: bool) -> End:
-    """Decide what follows an attempt; no result means that none came whole."""
+def judge(result: Result | None, *, whole: bool, dispatched: bool) -> End:
+    """Decide what follows an attempt; `whole` means that an engine gave the answer and meant it."""
     if not dispatched:
-        return End.RETURN
-    return End.RETRY if result is None or result.status >= 500 or result.status == 429 else End.FINISH
+        # Without a free slot it is as if nothing had been tried; any other refusal would be the same next time.
+        return End.RETURN if result is None or result.status in _LATER else End.FINISH
+    return End.FINISH if whole and result is not None and result.status < 500 and result.status != 429 else End.RETRY
 
 
 def final_state(result: Result) -> State:
