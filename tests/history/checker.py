@@ -139,7 +139,8 @@ def left_clients(history: History, patience: float) -> Iterator[Violation]:
             f.what == "engine-killed" and f.target == one.engine and f.at >= one.received for f in history.faults
         )
         if one.received > limit:
-            yield Violation(invariant=3, what="begun after its client had left", tag=one.tag)
+            late = round(one.received - call.ended, 1)
+            yield Violation(invariant=3, what="begun after its client had left", tag=one.tag, detail={"seconds": late})
         elif not killed and (one.ended or history.read_at) > limit:
             yield Violation(invariant=3, what="the engine still worked for a client that had left", tag=one.tag)
     for rest in history.rests:

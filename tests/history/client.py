@@ -213,16 +213,19 @@ async def follow(port: Callable[[], int], call: Call, *, cancel: bool, seconds: 
         status, body = await fetch(port(), "GET", path)
         if status == 200:
             state = str(json.loads(body)["status"])
-            whole = state == "complete" and await _has_result(port(), path, call)
-            seen.append(Sighting(job=call.job, at=time.monotonic(), state=state, whole=whole))
-            after -= state in TERMINAL
+            at = time.monotonic()
+            result, whole = await _result(port(), path, call) if state == "complete" else (200, False)
+            if result == 200:  # a store that is away now is asked again
+                seen.append(Sighting(job=call.job, at=at, state=state, whole=whole))
+                after -= state in TERMINAL
         await asyncio.sleep(2.0)
     return seen
 
 
-async def _has_result(port: int, path: str, call: Call) -> bool:
+async def _result(port: int, path: str, call: Call) -> tuple[int, bool]:
+    """Return the status of a job's result, and whether that is the whole answer."""
     status, body = await fetch(port, "GET", path + "/result")
     text = body.decode("latin-1")
     pieces = [int(index) for _, index in PIECE.findall(text)]
     ended = text.rstrip().endswith("data: [DONE]") if call.stream else _is_json(text)
-    return status == 200 and ended and pieces == list(range(call.asked))
+    return status, ended and pieces == list(range(call.asked))
