@@ -65,7 +65,7 @@ class Split(Bed):
         return super().publish(**every)
 
     def asked(self, name):
-        return self.engines[self.names.index(name)].requests
+        return [r for r in self.engines[self.names.index(name)].requests if r.method == "POST"]
 
     def backend(self, name):
         instance = f"e{self.names.index(name)}"
@@ -263,7 +263,9 @@ async def test_without_another_prefill_engine_the_decode_engine_does_it_all(case
 async def test_without_a_fallback_two_failed_prefills_are_an_error_and_decode_is_never_asked(case, behaviour, reason):
     async with Split({"fallback": "none"}, p0=behaviour, p1=behaviour, p2=behaviour, d0=ok()) as bed:
         answer = await bed.ask(STREAM)
-        assert (answer.status, answer.error["code"]) == (502, "upstream_lost")
+        # A body that was on two engines when their connections broke goes to no other.
+        code = "request_quarantined" if reason == "reset" else "upstream_lost"
+        assert (answer.status, answer.error["code"]) == (502, code)
         assert sum(len(bed.asked(n)) for n in ("p0", "p1", "p2")) == 2 and bed.asked("d0") == []
         assert bed.counter("requests") == {(502, "failed"): 1}
         bed.nothing_held()
@@ -276,6 +278,52 @@ async def test_a_prefill_engine_that_refuses_connections_is_passed_over():
         assert [(await bed.ask()).status for _ in range(6)] == [200] * 6
         assert set(bed.counter("retries")) == {"prefill_connect"}
         assert bed.counter("ways") == {"split": 6}
+
+
+@scenario
+async def test_a_body_that_takes_two_prefill_engines_down_reaches_no_decode_engine():
+    async with Split(p0=drop(), p1=drop(), d0=ok()) as bed:
+        for _ in range(2):
+            answer = await bed.ask(STREAM)
+            assert (answer.status, answer.error["code"]) == (502, "request_quarantined")
+        assert bed.asked("d0") == [] and sum(len(bed.asked(n)) for n in ("p0", "p1")) == 2
+        bed.engines[0].behave = bed.engines[1].behave = offering()
+        assert (await bed.ask(CHAT)).status == 200, "another body is served"
+        bed.nothing_held()
+
+
+@scenario
+async def test_a_body_that_takes_a_prefill_and_a_decode_engine_down_reaches_no_third():
+    async with Split(p0=offering(), d0=drop(), d1=drop(), d2=ok()) as bed:
+        generation = bed.publish(d2=None)
+        await bed.adopted(generation)
+        assert (await bed.ask(STREAM)).error["code"] == "request_quarantined"
+        generation = bed.publish()
+        await bed.adopted(generation)
+        assert (await bed.ask(STREAM)).error["code"] == "request_quarantined"
+        assert bed.asked("d2") == []
+
+
+@scenario
+async def test_a_prefill_engine_that_is_declared_lost_frees_the_request_that_waits_for_it():
+    async with Split(p0=silent(), p1=offering(), d0=ok()) as bed:
+        client = await bed.client()
+        await client.send(STREAM)
+        await bed.until(lambda: len(bed.asked("p0")) == 1)
+        bed.router._free(bed.backend("p0"))
+        assert (await client.answer()).events == WHOLE_STREAM
+        assert bed.counter("retries") == {"prefill_lost": 1}
+        bed.nothing_held()
+
+
+@scenario
+async def test_a_handoff_that_fails_is_not_held_against_the_decode_engine():
+    async with Split(p0=offering(), d0=ok()) as bed:
+        bed.engines[1].script = [status(500), ok()] * 6
+        for _ in range(3):
+            assert (await bed.ask(STREAM)).events == WHOLE_STREAM
+        assert bed.backend("d0").failures == 0 and bed.backend("d0").vitals.why is None
+        assert bed.backend("p0").breaker.opened == 1
 
 
 @pytest.mark.parametrize("code", [400, 404, 429])

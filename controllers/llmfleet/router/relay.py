@@ -268,9 +268,13 @@ class Exchange(Attempt):
         self.engine = backend
         self.send(backend, fresh=self.attempts > 0)
 
+    def asked(self) -> bytes:
+        """Return what the client asked for, whatever is sent of it."""
+        return self.body
+
     def _quarantined(self) -> Refusal | None:
         quarantine = self.router.quarantine
-        if not quarantine.holds(self.body, self.router.loop.time()):
+        if not quarantine.holds(self.asked(), self.router.loop.time()):
             return None
         quarantine.refused += 1
         message = "engines were lost each time they were given this request, it is not sent to another one"
@@ -311,7 +315,7 @@ class Exchange(Attempt):
         """Whether this body was now on so many engines when they were lost that it goes to no other."""
         if verdict.reason != "reset" or self._backend is None:
             return False
-        return self.router.quarantine.strike(self.body, self._backend.pod_uid, self.router.loop.time())
+        return self.router.quarantine.strike(self.asked(), self._backend.pod_uid, self.router.loop.time())
 
     def _free(self, verdict: Again) -> bool:
         """What never reached its engine, or was on one that is gone, may be sent again at no charge."""
@@ -355,7 +359,7 @@ class Exchange(Attempt):
         if self._backend is not None and self._backend.vitals.streak:
             self._backend.vitals.answered()
         if self.router.quarantine.suspects:
-            self.router.quarantine.passed(self.body)
+            self.router.quarantine.passed(self.asked())
         self.body = b""
 
     def lost(self, upstream: Upstream, detail: str) -> None:

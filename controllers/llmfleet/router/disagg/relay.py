@@ -22,7 +22,7 @@ from llmfleet.router.disagg.plan import Handoff, NoHandoff, Way
 from llmfleet.router.errors import Code, Refusal
 from llmfleet.router.pick import Backend, ModelPool, pick
 from llmfleet.router.policy import Admitted, Route
-from llmfleet.router.relay import Attempt, Exchange, Requester, Services
+from llmfleet.router.relay import MAX_ATTEMPTS, Attempt, Exchange, Requester, Services
 from llmfleet.router.sse import Dialect
 from llmfleet.telemetry import ModelStats
 
@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 MAX_FIRST_LEGS: Final = 2  # for one second leg
 # The decode engine was not there: its prefill engine is not to blame.
-_DECODE_GONE: Final = frozenset({"connect", "reset"})
+_DECODE_GONE: Final = frozenset({"connect", "reset", "lost"})
+_ENGINE_GONE: Final = frozenset({"connect", "lost"})  # nothing was computed there
 
 
 def exchange_for(pool: ModelPool) -> type[Exchange]:
@@ -90,6 +91,7 @@ class SplitExchange(Exchange):
         "_prefill",
         "_rules",
         "_sent_at",
+        "_shared",
         "_streams",
         "_way",
         "_whole_body",
@@ -122,6 +124,7 @@ class SplitExchange(Exchange):
         self._legs = 0
         self._handoff: Handoff | None = None
         self._arriving: Backend | None = None  # the decode engine that waits for this prompt
+        self._shared = False  # the failure at hand may be either engine's
         self._asked_at = self._sent_at = self._event_at = 0.0
 
     # ---- which engines ----
@@ -161,7 +164,7 @@ class SplitExchange(Exchange):
     def _other(self, verdict: Again) -> Backend | None:
         """Return the engine for another attempt; what it would need again of the failed one is counted as free."""
         failed = self._backend
-        if failed is None:
+        if failed is None or self.attempts >= MAX_ATTEMPTS:
             return None
         arriving = self._arriving is failed
         failed.in_flight -= 1
@@ -193,6 +196,7 @@ class SplitExchange(Exchange):
         partner, self._partner = self._partner, None
         self._legs = 0
         self._sent_at = 0.0
+        self._shared = False
         if partner is None:
             way = Way.FALLBACK if self._way is Way.SPLIT and backend.role is Role.DECODE else self._way
             self.stats.ways[way] += 1
@@ -236,18 +240,20 @@ class SplitExchange(Exchange):
             return
         if self._prefill is not None:
             self._prefill.ledger.opened()
-        self._part(failed=False)
+        self._part()
         self._read(now)
 
-    def _part(self, *, failed: bool) -> None:
+    def _part(self, failure: str | None = None) -> None:
         """Be done with the first leg: drop it if it still runs."""
         leg, self._leg = self._leg, None
         if leg is not None:
-            leg.detach(failed=failed)
+            if failure is not None:
+                leg.blame(failure)
+            leg.detach()
 
     def not_prefilled(self, reason: str, detail: str, *, stale: bool = False) -> None:
         """A first leg came to nothing: ask another prefill engine, or have the decode engine do it all."""
-        self._part(failed=not stale)
+        self._part(None if stale else reason)
         prefill, decode = self._prefill, self._backend
         if prefill is None or decode is None:
             return
@@ -260,16 +266,22 @@ class SplitExchange(Exchange):
             return
         now = self.router.loop.time()
         prefill.breaker.failed(now, self._rules.breaker_failures, self._rules.breaker_seconds)
+        if reason == "reset" and self.router.quarantine.strike(self.asked(), prefill.pod_uid, now):
+            self._give_up(self._quarantined())
+            return
         other = None
-        if self._legs < MAX_FIRST_LEGS:
+        if self._legs < MAX_FIRST_LEGS and (reason in _ENGINE_GONE or self._affordable()):
             other = plan.prefill_for(self.pool, decode, self._rules, now, avoid=prefill)
         if other is not None:
             self._ask(other)
         elif self._may_fall_back():
             self._decode_alone(decode)
         else:
-            self.detach()
-            self._refuse(errors.lost(Code.UPSTREAM_LOST, "no prefill engine computed the prompt"), "failed")
+            self._give_up(None)
+
+    def _give_up(self, refusal: Refusal | None) -> None:
+        self.detach()
+        self._refuse(refusal or errors.lost(Code.UPSTREAM_LOST, "no prefill engine computed the prompt"), "failed")
 
     def _decode_alone(self, decode: Backend) -> None:
         """Let the engine that is reserved do it all."""
@@ -328,10 +340,35 @@ class SplitExchange(Exchange):
         """The answer failed before anything of it was forwarded; a hand-off is used once, whatever became of it."""
         if self._handoff is not None:
             self._close(Fate.FAILED)
-            if verdict.reason not in _DECODE_GONE and self._prefill is not None:
+            self._shared = verdict.reason not in _DECODE_GONE
+            if self._shared and self._prefill is not None:
                 now = self.router.loop.time()
                 self._prefill.breaker.failed(now, self._rules.breaker_failures, self._rules.breaker_seconds)
         super()._again(verdict)
+
+    def blame(self, reason: str = "") -> None:
+        """Count a lost attempt against the decode engine, unless the other half of the pair may have caused it."""
+        if not self._shared:
+            super().blame(reason)
+
+    def at(self, backend: Backend) -> bool:
+        """Whether the request is at this engine now, with the leg that runs."""
+        return super().at(backend) if self._leg is None else self._leg.at(backend)
+
+    def engine_lost(self) -> None:
+        """The engine this request is at was declared lost."""
+        if self._leg is None:
+            super().engine_lost()
+        else:
+            self.not_prefilled("lost", "the engine does not answer its health checks")
+
+    def asked(self) -> bytes:
+        """Return what the client asked for."""
+        return self._whole_body
+
+    def _committed(self) -> None:
+        super()._committed()
+        self._whole_body = b""
 
     def check(self, now: float) -> None:
         """Give up on a hand-off that takes too long; only a stream tells when it has arrived."""
@@ -363,7 +400,7 @@ class SplitExchange(Exchange):
 
     def detach(self, *, failed: bool = False) -> None:
         """Part from both engines."""
-        self._part(failed=False)
+        self._part()
         decode, self._arriving = self._arriving, None
         if decode is not None:
             decode.arriving -= 1
