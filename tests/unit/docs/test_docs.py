@@ -17,7 +17,7 @@ import yaml
 from llmfleet import cli
 from llmfleet.api.parse import parse_spec
 from llmfleet.api.reasons import DecisionReason, Reason
-from llmfleet.telemetry import AutoscalerMetrics, OperatorMetrics, RouterGauges, RouterMetrics
+from llmfleet.telemetry import AutoscalerMetrics, JobGauges, JobMetrics, OperatorMetrics, RouterGauges, RouterMetrics
 
 ROOT = Path(__file__).resolve().parents[3]
 FENCE = re.compile(r"^(```+|~~~+)(.*?)^\1", re.MULTILINE | re.DOTALL)
@@ -148,6 +148,7 @@ def metric_names() -> set[str]:
     )
     families = [*RouterMetrics(lambda: gauges).collect(), *OperatorMetrics().registry.collect()]
     families += AutoscalerMetrics().registry.collect()
+    families += JobMetrics(lambda: JobGauges(running={}, up=True, refused=False, failures=0, reconnects=0)).collect()
     return {family.name + ("_total" if family.type == "counter" else "") for family in families}
 
 
@@ -161,7 +162,7 @@ def test_every_metric_is_documented_and_no_other() -> None:
 def test_every_metric_that_is_named_anywhere_exists() -> None:
     suffixes = ("", "_bucket", "_count", "_sum")
     known = {name + suffix for name in metric_names() for suffix in suffixes}
-    named = set(re.findall(r"\bllmfleet_(?:router|operator|route|autoscaler)_\w+[a-z](?![\w*])", ALL))
+    named = set(re.findall(r"\bllmfleet_(?:router|queue|operator|route|autoscaler)_\w+[a-z](?![\w*])", ALL))
     assert named - known == set()
 
 
