@@ -148,6 +148,7 @@ class EndpointGauges:
     failures: int = 0
     ttft_count: int = 0
     ttft_sum: float = 0.0
+    limit: int = 0
     out: str = ""
     ejections: int = 0
 
@@ -163,6 +164,8 @@ class RouterGauges:
     document_age_seconds: float
     endpoints: tuple[EndpointGauges, ...]
     handoffs: tuple[HandoffGauges, ...] = ()
+    peers: int = 0
+    peers_heard: int = 0
     quarantined: int = 0
     panic: tuple[tuple[str, bool, int], ...] = ()  # model, whether, second attempts that the budget refused
 
@@ -299,6 +302,8 @@ class RouterMetrics:
             "Since the backends document in use was adopted; -1 before the first.",
             state.document_age_seconds,
         )
+        yield GaugeMetricFamily("llmfleet_router_peers", "Other routers that the document lists.", state.peers)
+        yield GaugeMetricFamily("llmfleet_router_peers_heard", "Those that answered lately.", state.peers_heard)
         yield CounterMetricFamily("llmfleet_router_document_loads", "Backends documents adopted.", self.document_loads)
         yield CounterMetricFamily(
             "llmfleet_router_document_errors",
@@ -342,6 +347,9 @@ def _endpoint_families(endpoints: tuple[EndpointGauges, ...]) -> Iterator[Metric
         "llmfleet_router_endpoint_in_flight_requests", "Requests at this engine.", labels=labels
     )
     slots = GaugeMetricFamily("llmfleet_router_endpoint_slots", "Requests this engine may have at once.", labels=labels)
+    limit = GaugeMetricFamily(
+        "llmfleet_router_endpoint_limit", "Requests this router may have at this engine now.", labels=labels
+    )
     picks = CounterMetricFamily("llmfleet_router_endpoint_picks", "Requests sent to this engine.", labels=labels)
     failures = CounterMetricFamily(
         "llmfleet_router_endpoint_failures",
@@ -368,13 +376,14 @@ def _endpoint_families(endpoints: tuple[EndpointGauges, ...]) -> Iterator[Metric
     for key, pods in grouped.items():
         in_flight.add_metric(key, sum(pod.in_flight for pod in pods))
         slots.add_metric(key, sum(pod.slots for pod in pods))
+        limit.add_metric(key, sum(pod.limit for pod in pods))
         picks.add_metric(key, sum(pod.picks for pod in pods))
         failures.add_metric(key, sum(pod.failures for pod in pods))
         ejections.add_metric(key, sum(pod.ejections for pod in pods))
         for reason in sorted({pod.out for pod in pods if pod.out}):
             out.add_metric([*key, reason], 1)
         ttft.add_metric(key, sum(pod.ttft_count for pod in pods), sum(pod.ttft_sum for pod in pods))
-    yield from (in_flight, slots, picks, failures, out, ejections, ttft)
+    yield from (in_flight, slots, limit, picks, failures, out, ejections, ttft)
 
 
 # ======================================================================================================================

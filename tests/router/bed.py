@@ -19,7 +19,7 @@ from typing import Any
 import uvloop
 from engine import Behaviour, Engine, ok
 
-from llmfleet.api.document import Document, Endpoint, Model, State, render, with_generation
+from llmfleet.api.document import Document, Endpoint, Model, Peer, State, render, with_generation
 from llmfleet.router.app import App, Listen
 from llmfleet.router.limits import parse_settings
 
@@ -55,6 +55,7 @@ class Bed:
         self.engines = [Engine(behave=b) for b in behaviours or (ok(),)]
         self._settings = parse_settings(settings)
         self.slots = slots
+        self.peers: tuple[Peer, ...] = ()
         self._tenants = tenants  # what a keys file says; None: there is no such file
         self._generation = 0
 
@@ -98,7 +99,7 @@ class Bed:
             for i, engine in enumerate(self.engines)
             if changes.get(f"e{i}", {}) is not None
         )
-        document = Document(models={"m": Model(endpoints=endpoints)})
+        document = Document(models={"m": Model(endpoints=endpoints)}, peers=self.peers)
         document = with_generation(document, previous=self._generation, now_ms=int(time.time() * 1000))
         self._generation = document.generation
         self.replace(render(document))

@@ -63,7 +63,8 @@ class RouterModel:
                 free = [k for k, limit in self.allowed.items() if self.busy[k] < limit]
             if not free:
                 return
-            seen = {k: self.busy[k] + self.shares.elsewhere(k, world.now) for k in free}
+            elsewhere = self.shares.elsewhere(world.now) if len(free) > 1 else {}
+            seen = {k: self.busy[k] + elsewhere.get(k, 0) for k in free}
             key = min(free, key=lambda k: seen[k])
             job = self.line.popleft()
             self.busy[key] += 1

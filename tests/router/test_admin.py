@@ -94,6 +94,7 @@ async def test_the_fleet_view_names_generation_pod_and_every_engine():
             "role": "both",
             "inFlight": 0,
             "slots": 256,
+            "limit": 256,
             "out": "",
             "tier": 1,
             "weight": 5,

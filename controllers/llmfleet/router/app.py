@@ -24,6 +24,7 @@ from llmfleet.api.document import DocumentError, Role, parse_document
 from llmfleet.router.client import check
 from llmfleet.router.keys import KeysError, parse_keys
 from llmfleet.router.limits import DEFAULT_CLASS, Settings, max_connections
+from llmfleet.router.peers.client import Gossip
 from llmfleet.router.pick import Backend, view
 from llmfleet.router.proxy import Client, Router
 from llmfleet.router.usage import Record, line
@@ -97,6 +98,7 @@ class Watch(FileWatch):
         super().__init__(path, router)
         self._wall_clock = wall_clock
         self.adopted_at: float | None = None
+        self.gossip: Gossip | None = None
 
     def _adopt(self, data: bytes) -> None:
         router = self._router
@@ -111,6 +113,8 @@ class Watch(FileWatch):
             while backend.idle:
                 backend.idle.pop().transport.abort()
         router.quotas.fraction = 1 / max(1, len(document.peers))
+        if self.gossip is not None:
+            self.gossip.adopted(document.peers)
         router.loaded = True
         router.loaded_at = self._wall_clock()
         self.adopted_at = router.loop.time()
@@ -184,12 +188,15 @@ def rfc3339(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def gauges(router: Router, watch: Watch) -> RouterGauges:
+def gauges(router: Router, watch: Watch, gossip: Gossip) -> RouterGauges:
     """Read the router's state for a scrape."""
+    peers, heard = gossip.gauges()
     return RouterGauges(
         connections=len(router.clients),
         max_connections=router.max_connections,
         draining=router.draining,
+        peers=peers,
+        peers_heard=heard,
         quarantined=router.quarantine.refused,
         panic=tuple((pool.name, pool.panic, pool.budget.refused) for pool in router.fleet.models.values()),
         generation=router.fleet.generation,
@@ -200,6 +207,7 @@ def gauges(router: Router, watch: Watch) -> RouterGauges:
                 role=str(b.role),
                 in_flight=b.in_flight,
                 slots=b.slots,
+                limit=b.limit,
                 picks=b.picks,
                 failures=b.failures,
                 ttft_count=b.ttft_count,
@@ -233,7 +241,7 @@ def fleet_answer(router: Router, pod: str) -> dict[str, Any]:
     }
 
 
-def admin(router: Router, registry: CollectorRegistry, pod: str) -> web.Application:
+def admin(router: Router, registry: CollectorRegistry, pod: str, gossip: Gossip) -> web.Application:
     """Build the admin application; it is not behind the client Service."""
 
     async def metrics(request: web.Request) -> web.Response:
@@ -245,6 +253,9 @@ def admin(router: Router, registry: CollectorRegistry, pod: str) -> web.Applicat
     async def fleet(request: web.Request) -> web.Response:
         return web.json_response(fleet_answer(router, pod))
 
+    async def peers(request: web.Request) -> web.Response:
+        return web.Response(body=gossip.answer(), content_type="application/json")
+
     async def drain(request: web.Request) -> web.Response:
         start_drain(router)
         return web.json_response({"draining": True, "busy": router.busy()})
@@ -252,6 +263,7 @@ def admin(router: Router, registry: CollectorRegistry, pod: str) -> web.Applicat
     app = web.Application()
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/fleet", fleet)
+    app.router.add_get("/peers", peers)
     app.router.add_post("/drain", drain)
     return app
 
@@ -332,14 +344,16 @@ class App:
     ) -> None:
         self._loop = loop = asyncio.get_running_loop()
         self._listen = listen
-        metrics = RouterMetrics(lambda: gauges(self.router, self.watch))
+        metrics = RouterMetrics(lambda: gauges(self.router, self.watch, self.gossip))
         self.router = Router(loop, settings, metrics, keyed=keys is not None)
         self.router.max_connections = max_connections(settings.limits, raise_open_files())
         self.watch = Watch(backends, self.router, wall_clock)
+        self.gossip = self.watch.gossip = Gossip(self.router, pod, settings.drain.timeout_seconds)
         self.keys = KeysWatch(keys, self.router) if keys is not None else None
         self.access_log = AccessLog(self.router, access_log, wall_clock)
         registry = registry_of(metrics)
-        self._runner = web.AppRunner(admin(self.router, registry, pod), access_log=None, shutdown_timeout=1)
+        application = admin(self.router, registry, pod, self.gossip)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
         if settings.redis.url:
             from llmfleet.router.jobs.app import Jobs
 
@@ -355,6 +369,7 @@ class App:
         if self.keys is not None:
             self.keys.look()
         self.access_log.flush()
+        await self.gossip.round()
         loop, listen = self._loop, self._listen
         self._server = await loop.create_server(lambda: Client(self.router), listen.host, listen.port, backlog=BACKLOG)
         await self._runner.setup()
@@ -367,6 +382,7 @@ class App:
             loop.create_task(repeat(WATCH_SECONDS, self.watch.look)),
             loop.create_task(repeat(FLUSH_SECONDS / 4, self.access_log.flush)),
             loop.create_task(repeat(SWEEP_SECONDS, lambda: self.router.sweep(loop.time()))),
+            loop.create_task(self.gossip.run()),
             loop.create_task(repeat(SWEEP_SECONDS, self.checks.look)),
         ]
         if self.keys is not None:
@@ -410,6 +426,7 @@ class App:
         for backend in self.router.fleet.backends.values():
             while backend.idle:
                 backend.idle.pop().transport.abort()
+        self.gossip.close()
         await self._runner.cleanup()
         self.access_log.close()
 

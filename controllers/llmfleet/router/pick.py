@@ -25,6 +25,7 @@ class Backend:
         "address",
         "arriving",
         "breaker",
+        "elsewhere",
         "failures",
         "host",
         "host_field",
@@ -32,6 +33,7 @@ class Backend:
         "in_flight",
         "instance",
         "ledger",
+        "limit",
         "listed",
         "picks",
         "pod_uid",
@@ -52,6 +54,7 @@ class Backend:
         self.host = host.strip("[]")
         self.port = int(port)
         self.in_flight = 0
+        self.elsewhere = 0  # requests that other routers have there
         self.picks = 0
         self.failures = 0  # attempts this engine lost, also those that another engine then answered
         self.ttft_count = 0
@@ -69,6 +72,7 @@ class Backend:
         self.role = endpoint.role
         self.revision = endpoint.engine_revision
         self.slots = endpoint.slots
+        self.limit = endpoint.slots  # this router's part of them; the exchange with its peers says less
         self.listed = True
 
 
@@ -145,9 +149,9 @@ def pick(pool: Group, avoid: Backend | None = None, among: list[Candidate] | Non
     for candidate in pool.open if among is None else among:
         backend = candidate.backend
         busy = backend.in_flight
-        if busy >= backend.slots or backend is avoid:
+        if busy >= backend.limit or backend is avoid:
             continue
-        tier, load, turn = candidate.rank, busy / candidate.weight, candidate.turn
+        tier, load, turn = candidate.rank, (busy + backend.elsewhere) / candidate.weight, candidate.turn
         if turn < clock:
             turn = clock
         if best is not None:
@@ -275,8 +279,14 @@ def _backend_view(backend: Backend) -> dict[str, Any]:
         "role": str(backend.role),
         "inFlight": backend.in_flight,
         "slots": backend.slots,
+        "limit": backend.limit,
         "out": str(backend.vitals.why or ""),
     }
+
+
+def key_of(backend: Backend) -> str:
+    """Name an engine as all routers do."""
+    return f"{backend.pod_uid}@{backend.address}"
 
 
 def busy(backends: Iterable[Backend]) -> int:

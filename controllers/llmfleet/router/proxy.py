@@ -26,7 +26,7 @@ from llmfleet.router.errors import Code, Refusal
 from llmfleet.router.health import LOST, Rules, Why
 from llmfleet.router.keys import ANONYMOUS, Keyring, Tenant
 from llmfleet.router.limits import Settings
-from llmfleet.router.pick import Backend, Fleet, ModelPool
+from llmfleet.router.pick import Backend, Fleet, ModelPool, key_of
 from llmfleet.router.relay import Exchange
 from llmfleet.router.retries import Quarantine
 from llmfleet.router.shares import Room
@@ -87,6 +87,7 @@ class Router:
         self.keyed = keyed  # clients need a key
         self.keyring: Keyring | None = None  # the last good keys file
         self.quotas = quota.Quotas()
+        self._refused: tuple[dict[str, int], dict[str, int]] = ({}, {})  # by model, one and two intervals ago
         metrics.quota_refusals = self.quotas.refused
         self.records: list[Record] | None = [] if settings.access_log.enabled else None  # for the access log
         self.wall_offset = 0.0  # from the loop's clock to the wall's
@@ -107,17 +108,20 @@ class Router:
         return 0
 
     def rooms(self) -> dict[str, Room]:
-        """Say who waits for which engines, to the routers that share them."""
-        return {
-            name: Room(
-                [f"{c.backend.pod_uid}@{c.backend.address}" for group in pool.groups() for c in group.open], waiting
-            )
-            for name, pool in self.fleet.models.items()
-            if (waiting := self.waiting(name))
-        }
+        """Say who waits for which engines, to the routers that share them; who was just turned away counts too."""
+        rooms = {}
+        for name, pool in self.fleet.models.items():
+            refused = self.metrics.model(name).refusals[Code.OVERLOADED] - self._refused[0].get(name, 0)
+            waiting = self.waiting(name) + refused
+            if waiting:
+                engines = [key_of(c.backend) for group in pool.groups() for c in group.open]
+                rooms[name] = Room(engines, waiting)
+        return rooms
 
-    def more_slots(self) -> None:
-        """Slots came from other routers: requests that wait may start."""
+    def decided(self, more: bool) -> None:
+        """The slots of this router were set anew; with more of them, requests that wait may start."""
+        counts = {name: self.metrics.model(name).refusals[Code.OVERLOADED] for name in self.fleet.models}
+        self._refused = (self._refused[1], counts)
 
     def next_id(self) -> bytes:
         """Return a new request id."""

@@ -420,9 +420,17 @@ class Shares:
         elsewhere = sum(r.waiting.get(model, 0) for r in live)
         return max(1, min(limit, waiting) + max(0, limit - waiting - elsewhere) // self.routers(now))
 
-    def elsewhere(self, key: str, now: float) -> int:
-        """Count the requests that other routers have on an engine."""
-        return sum(r.engines[key].in_flight for r in self._live(now) if key in r.engines)
+    def elsewhere(self, now: float) -> dict[str, int]:
+        """Count the requests that other routers have on each engine."""
+        counts: dict[str, int] = {}
+        for report in self._live(now):
+            for key, line in report.engines.items():
+                counts[key] = counts.get(key, 0) + line.in_flight
+        return counts
+
+    def seen(self, now: float) -> int:
+        """Count the peers that were heard lately."""
+        return len(self._live(now))
 
 
 def _spread(waiting: int, engines: Sequence[str], unused: Mapping[str, int]) -> dict[str, int]:

@@ -123,7 +123,7 @@ def prefill_for(
 
 
 def _free(candidate: Candidate) -> bool:
-    return candidate.backend.in_flight < candidate.backend.slots
+    return candidate.backend.in_flight < candidate.backend.limit
 
 
 def has_headroom(decode: Backend, settings: Disaggregation) -> bool:

@@ -1,0 +1,1 @@
+"""The other routers of a release: what is said to them, and what is heard."""
