@@ -441,11 +441,13 @@ class Client(asyncio.Protocol):
             if tenant is not ANONYMOUS:
                 cost = quota.estimate(admitted.size, admitted.choices, admitted.max_tokens)
                 lease = router.quotas.enter(tenant, cost, now)
-            if router.jobs is not None and router.jobs.wanted(reader.head):
+            if router.jobs is not None and (
+                (asked := router.jobs.wanted(reader.head)) or router.jobs.overflows(pool.name, len(body))
+            ):
                 if lease is not None:
                     lease.settle(cost)  # a job is charged by its estimate when it comes, and is not open meanwhile
                 self._exchange = router.jobs.take(
-                    self, route, pool.name, body, reader.head, reader.fields, tenant, asked=True
+                    self, route, pool.name, body, reader.head, reader.fields, tenant, asked=asked
                 )
                 return
         except Refusal as error:

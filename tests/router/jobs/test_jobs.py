@@ -488,16 +488,37 @@ async def test_a_client_that_leaves_while_its_job_is_stored_takes_it_back(redis_
 
 
 @scenario
-async def test_the_overflow_is_a_setting(redis_server):
+async def test_what_overflows_into_jobs_is_a_setting(redis_server):
     async with JobBed(redis_server, ok(), overflow="async", asyncThreshold=3, maxJobBytes=2000) as bed:
-        assert [bed.jobs.overflows(waiting, 100) for waiting in (0, 2, 3, 4)] == [False, False, True, True]
-        assert not bed.jobs.overflows(9, 2001)
+
+        def overflows(waiting: int, size: int = 100) -> bool:
+            bed.router.waiting = lambda model: waiting
+            return bed.jobs.overflows("m", size)
+
+        assert [overflows(waiting) for waiting in (0, 2, 3, 4)] == [False, False, True, True]
+        assert not overflows(9, 2001)
         redis_server.kill()
         await bed.until(lambda: bool(bed.jobs.store.problem))
-        assert not bed.jobs.overflows(9, 100)
-    redis_server.start()
-    async with JobBed(redis_server, ok()) as bed:
-        assert not bed.jobs.overflows(9, 100)
+        assert not overflows(9)
+
+
+@scenario
+async def test_with_a_threshold_of_none_a_request_that_finds_no_slot_becomes_a_job_unasked(redis_server):
+    async with JobBed(redis_server, silent(), slots=2, overflow="async") as bed:
+        clients = [await bed.client() for _ in range(2)]
+        for client in clients:
+            await client.send()
+            await bed.until(lambda: bed.in_flight() > 0)
+        await bed.until(lambda: bed.in_flight() == 2)
+        answer = await bed.ask()
+        assert answer.status == 202
+        assert "preference-applied" not in answer.headers
+        assert (await bed.ask(headers={"X-Stainless-Lang": "python"})).status == 303
+        bed.engines[0].behave = ok()
+        for client in clients:
+            client.writer.close()
+        assert (await bed.get(answer.headers["location"] + "/result?wait=20")).json == UNARY
+        assert (await bed.ask()).status == 200
 
 
 @scenario

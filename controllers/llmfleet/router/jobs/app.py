@@ -85,12 +85,13 @@ class Jobs:
         """Whether a client asks for a job."""
         return rules.wants_job(head)
 
-    def overflows(self, waiting: int, size: int) -> bool:
-        """Whether a request that would have to wait behind so many becomes a job instead (`queue.overflow: async`)."""
+    def overflows(self, model: str, size: int) -> bool:
+        """Whether a request that would have to wait becomes a job instead (`queue.overflow: async`)."""
         queue = self._queue
         if queue.overflow != "async" or size > queue.max_job_bytes or self.store.problem:
             return False
-        return waiting >= queue.async_threshold
+        waiting = self._router.waiting(model)
+        return waiting >= queue.async_threshold and (waiting > 0 or self.worker.full(model))
 
     def take(
         self,

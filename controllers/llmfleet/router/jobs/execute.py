@@ -21,7 +21,7 @@ from llmfleet.router.jobs.entry import Claim, Dead, Result, State
 from llmfleet.router.jobs.relay import Collector, is_whole
 from llmfleet.router.jobs.rules import End
 from llmfleet.router.limits import Queue
-from llmfleet.router.pick import Fleet, ModelPool
+from llmfleet.router.pick import Backend, Fleet, ModelPool
 from llmfleet.router.relay import Exchange
 from llmfleet.router.sse import Dialect
 from llmfleet.telemetry import JobMetrics
@@ -164,6 +164,11 @@ class Worker:
         self._router.loop.call_soon(self._start_waiting)
         return True
 
+    def full(self, model: str) -> bool:
+        """Whether every slot of a model is taken."""
+        pool = self._router.fleet.models.get(model)
+        return pool is not None and all(backend.in_flight >= backend.limit for backend in _engines(pool))
+
     def running(self, model: str) -> int:
         """Count jobs of a model that are at an engine."""
         return sum(run.exchange is not None and run.claim.model == model for run in self._runs.values())
@@ -179,13 +184,13 @@ class Worker:
         return [
             name
             for name, pool in self._router.fleet.models.items()
-            if pool.open and (counts[name] < rules.floor(_slots(pool), self._queue.job_share) or self._free(pool))
+            if _slots(pool) and (counts[name] < rules.floor(_slots(pool), self._queue.job_share) or self._free(pool))
         ]
 
     def _free(self, pool: ModelPool) -> bool:
         return rules.may_start(
             slots=_slots(pool),
-            in_flight=sum(c.backend.in_flight for c in pool.open),
+            in_flight=sum(backend.in_flight for backend in _engines(pool)),
             jobs=self.running(pool.name),
             waiting=self._router.waiting(pool.name),
             share=self._queue.job_share,
@@ -196,7 +201,7 @@ class Worker:
         for run in list(self._runs.values()):
             if run.exchange is None and not run.over:
                 pool = self._router.fleet.models.get(run.claim.model)
-                if pool is None or not pool.open:
+                if pool is None or not _engines(pool):
                     self._return(run)
                 elif self._free(pool):
                     self._start(run)
@@ -316,5 +321,10 @@ class Worker:
         return dict(Counter(run.claim.model for run in self._runs.values() if run.exchange is not None))
 
 
+def _engines(pool: ModelPool) -> list[Backend]:
+    """Engines that take this model's requests; of a split model those that decode: a request holds one slot there."""
+    return [c.backend for c in pool.open or pool.decode.open]
+
+
 def _slots(pool: ModelPool) -> int:
-    return sum(c.backend.slots for c in pool.open)
+    return sum(backend.limit for backend in _engines(pool))
