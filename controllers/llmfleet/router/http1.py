@@ -56,6 +56,7 @@ _TRANSFER_ENCODING: Final = len("transfer-encoding")
 _AUTHORIZATION: Final = len("authorization")
 _API_KEY: Final = len("x-api-key")
 _CREDENTIALS: Final = ("authorization", "x-api-key")
+_HOST_BYTES: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~%!$&'()*+,;=:[]"
 _LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[^\r]*", re.IGNORECASE)
 
 
@@ -225,6 +226,8 @@ class RequestReader:
             kind = len(name)
             if kind == _HOST:
                 hosts += 1
+                if value.strip(b" \t").translate(None, _HOST_BYTES):
+                    raise BadMessage("the Host header is not a host")
             elif kind == _CONTENT_LENGTH:
                 # Leading zeros are legal, in any number.
                 self.length = int(value.lstrip(b"0")[:20] or b"0")
@@ -256,7 +259,8 @@ class RequestReader:
         size = len(self._whole)
         if size > self._max_body:
             raise self._too_large()
-        if not self.complete and self.wire > 8 * size + self._max_head:
+        # What follows a whole request is on the wire too, but not part of its framing.
+        if not self.surplus and self.wire > 8 * size + self._max_head:
             raise BadMessage("the chunks carry more framing than content")
 
     def _fold(self) -> None:
