@@ -80,7 +80,7 @@ def look(
     # Weak evidence is no evidence of silence.
     busy = now if demand or evidence is not Evidence.FULL else memory.busy
     memory = replace(memory, learned=learned, looked=now, busy=busy)
-    if evidence is not Evidence.LOWER_BOUND and seconds >= SHORTEST:
+    if evidence.whole and seconds >= SHORTEST:
         point = Point(at=now, load=load, requests=load / request if request > 0 else 0.0, rates=rates)
         memory = forecast.remember(memory, point, one=able.rho, lead=lead, keep=keep, window=window)
     view = View(
@@ -133,10 +133,15 @@ def weigh(memory: Memory, seen: Observation, now: float) -> tuple[Evidence, str]
     """How far the figures carry, and what is missing."""
     if seen.problem:
         return Evidence.LOWER_BOUND, seen.problem
-    missing = [name for name in seen.serving if name not in memory.rates]
+    missing = [name for name in seen.serving if name not in memory.engines]
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         return Evidence.LOWER_BOUND, f"no fresh figures of {len(missing)} of {len(seen.serving)} engines: {shown}"
+    new = [name for name in seen.serving if name not in memory.rates]
+    if new and len(new) == len(seen.serving):
+        return Evidence.LOWER_BOUND, f"first look at {len(new)} engines"
+    if new:
+        return Evidence.SETTLING, f"{', '.join(new[:3])} just became ready, its second look is due"
     routers = sum(now - one.at <= FRESH_SECONDS for one in memory.routers.values())
     if routers < seen.routers_expected:
         return (

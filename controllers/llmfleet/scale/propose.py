@@ -54,7 +54,7 @@ def propose(spec: AutoscalerSpec, rules: tuple[MetricRule, ...], fleet: Fleet, m
     """What the policy of the spec asks for."""
     if spec.policy is PolicyKind.EXTERNAL:
         return external(spec, fleet)
-    if view.evidence is Evidence.LOWER_BOUND:
+    if not view.evidence.whole:
         return lower_bound(fleet, view)
     if spec.policy is PolicyKind.METRICS:
         return thresholds(rules, fleet, memory, view)
@@ -75,7 +75,8 @@ def lower_bound(fleet: Fleet, view: View) -> Proposal:
     if least > fleet.size:
         message = f"{view.problem}; the load that is known needs {least} already"
         return Proposal(instances=least, reason=Why.LOWER_BOUND_ABOVE_CAPACITY, message=message, shrinks=False)
-    return Proposal(instances=fleet.size, reason=Why.SIGNALS_STALE, message=f"{view.problem}, holding", shrinks=False)
+    reason = Why.PENDING_SUFFICES if view.evidence is Evidence.SETTLING else Why.SIGNALS_STALE
+    return Proposal(instances=fleet.size, reason=reason, message=f"{view.problem}, holding", shrinks=False)
 
 
 def work_budget(spec: AutoscalerSpec, fleet: Fleet, memory: Memory, view: View) -> Proposal:

@@ -20,7 +20,7 @@ from llmfleet.scale.forecast import adapt, forecast
 from llmfleet.scale.look import View, look
 from llmfleet.scale.memory import Memory, begin
 from llmfleet.scale.propose import lead_of, propose
-from llmfleet.scale.signals import Evidence, Observation
+from llmfleet.scale.signals import Observation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ def step_role(
         window=window,
         keep=float(spec.work_budget.forecast.lookback_seconds),
     )
-    if view.evidence is not Evidence.LOWER_BOUND and fleet.ready:
+    if view.evidence.whole and fleet.ready:
         missed = view.load > fleet.ready * view.capacity.rho
         memory = adapt(memory, missed=missed, budget=float(spec.work_budget.slo.error_budget))
     proposal = propose(spec, rules.metrics, fleet, memory, view)

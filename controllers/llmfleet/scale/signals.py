@@ -82,8 +82,15 @@ class Evidence(StrEnum):
     """Grow and shrink."""
     NO_ROUTERS = "no routers"
     """What waits in routers is unknown: grow by the whole law, never shrink."""
+    SETTLING = "settling"
+    """An engine has just become Ready and was seen once: what it serves is not known before the second look."""
     LOWER_BOUND = "lower bound"
     """Engines are missing: what is known is too little; grow only when even that exceeds capacity."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that engines serve is known."""
+        return self in (Evidence.FULL, Evidence.NO_ROUTERS)
 
 
 def plausible(*values: float) -> bool:

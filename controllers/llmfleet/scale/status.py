@@ -130,7 +130,7 @@ def ready_condition(spec: AutoscalerSpec, fleets: Mapping[Role, Fleet], decision
 
 
 def metrics_condition(spec: AutoscalerSpec, step: Step, decision: Decision) -> Condition:
-    problems = [view.problem for view in step.views.values() if view.evidence is not Evidence.FULL]
+    problems = [view.problem for view in step.views.values() if view.evidence not in (Evidence.FULL, Evidence.SETTLING)]
     good = not problems or spec.policy is PolicyKind.EXTERNAL
     message = "" if good else "; ".join(problems)
     return Condition(type=ConditionType.METRICS_AVAILABLE, true=good, reason=str(decision.reason), message=message)

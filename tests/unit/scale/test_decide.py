@@ -114,6 +114,21 @@ def test_missing_engines_hold_and_say_which() -> None:
     assert "no fresh figures of 1 of 6 engines: llama-1, holding" in decision.message
 
 
+def test_an_engine_that_has_just_become_ready_is_no_outage() -> None:
+    bed = toy(ready=2)
+    bed.run(1.0, 5)
+    bed.resize(3)
+    decision = bed.run(1.0, 1)
+    assert (decision.instances, decision.reason) == (3, Why.PENDING_SUFFICES)
+    assert "llama-2 just became ready, its second look is due" in decision.message
+
+
+def test_the_first_look_of_a_process_says_nothing() -> None:
+    decision = toy(ready=5).run(0.0, 1)
+    assert (decision.instances, decision.reason) == (5, Why.SIGNALS_STALE)
+    assert "first look at 5 engines" in decision.message
+
+
 def test_one_missed_look_is_no_outage() -> None:
     bed = toy(ready=2)
     bed.run(1.0, 5)
