@@ -112,7 +112,7 @@ class Router:
         rooms = {}
         for name, pool in self.fleet.models.items():
             refused = self.metrics.model(name).refusals[Code.OVERLOADED] - self._refused[0].get(name, 0)
-            waiting = self.waiting(name) + refused
+            waiting = self.waiting(name) + refused + (self.jobs.waiting(name) if self.jobs is not None else 0)
             if waiting:
                 engines = [key_of(c.backend) for group in pool.groups() for c in group.open]
                 rooms[name] = Room(engines, waiting)
@@ -204,19 +204,23 @@ class Router:
                 )
             )
 
-    def refused(self, request_id: bytes, tenant: Tenant, path: bytes, status: int, code: str) -> None:
-        """A request was refused before it came to an exchange."""
+    def refused(
+        self, request_id: bytes, tenant: Tenant, path: bytes, status: int, code: str, outcome: str = "refused"
+    ) -> None:
+        """A request was refused before it came to an exchange, or answered about a job."""
         if self.records is not None:
             route = path if policy.allowed_method(path) else b""  # only what is on the list is written down
+            for prefix in (policy.MODEL_PREFIX, policy.REQUESTS_PREFIX):
+                route = prefix if route.startswith(prefix) else route
             at = self.loop.time() + self.wall_offset
             self.records.append(
                 Record(
                     request_id=request_id,
                     tenant=tenant.name,
                     model="",
-                    route=route if not route.startswith(policy.MODEL_PREFIX) else policy.MODEL_PREFIX,
+                    route=route,
                     status=status,
-                    outcome="refused",
+                    outcome=outcome,
                     reason=code,
                     at=at,
                 )

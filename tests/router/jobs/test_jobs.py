@@ -537,6 +537,19 @@ async def test_metrics_say_what_became_of_jobs(redis_server):
 
 
 @scenario
+async def test_the_access_log_has_a_line_for_what_was_said_about_a_job_and_none_for_its_id(redis_server):
+    async with JobBed(redis_server, ok()) as bed:
+        path = await bed.put()
+        await bed.get(path + "/result?wait=10")
+        await bed.get(path + "0")
+        said = [(record.route, record.status, record.outcome) for record in bed.router.records or ()]
+        assert (b"/v1/chat/completions", 202, "job") in said
+        assert (b"/v1/requests/", 200, "job") in said
+        assert (b"/v1/requests/", 404, "refused") in said
+        assert all(route in (b"/v1/chat/completions", b"/v1/requests/") for route, _, _ in said)
+
+
+@scenario
 async def test_prompts_and_answers_are_in_no_log_line(redis_server, caplog):
     async with JobBed(redis_server, ok()) as bed:
         secret = {"model": "m", "messages": [{"role": "user", "content": "zanzibar"}]}

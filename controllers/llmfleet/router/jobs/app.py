@@ -79,6 +79,10 @@ class Jobs:
         """Whether a slot that became free goes to a job, whatever else waits for it."""
         return self.worker.due(model)
 
+    def waiting(self, model: str) -> int:
+        """Count the jobs of a model that are ours and wait for a slot."""
+        return self.worker.waiting(model)
+
     # ---- requests ----
 
     def wanted(self, head: bytes) -> bool:
@@ -123,6 +127,7 @@ class Jobs:
             self._router,
             connection,
             lambda call: self.desk.store(call, request, head, limit, asked=asked),
+            route.path,
             route.dialect,
         )
 

@@ -156,8 +156,7 @@ class Worker:
     def due(self, model: str) -> bool:
         """Whether the slot that became free is one that jobs are due; then one starts before anything else is done."""
         pool = self._router.fleet.models.get(model)
-        waits = any(run.exchange is None and run.claim.model == model for run in self._runs.values())
-        if pool is None or not waits:
+        if pool is None or not self.waiting(model):
             return False
         if self.running(model) >= rules.floor(_slots(pool), self._queue.job_share):
             return False
@@ -168,6 +167,10 @@ class Worker:
         """Whether every slot of a model is taken."""
         pool = self._router.fleet.models.get(model)
         return pool is not None and all(backend.in_flight >= backend.limit for backend in _engines(pool))
+
+    def waiting(self, model: str) -> int:
+        """Count jobs of a model that are ours and at no engine yet."""
+        return sum(run.exchange is None and run.claim.model == model for run in self._runs.values())
 
     def running(self, model: str) -> int:
         """Count jobs of a model that are at an engine."""

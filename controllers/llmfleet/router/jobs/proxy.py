@@ -22,6 +22,7 @@ from llmfleet.router.jobs.client import Store, Unavailable
 from llmfleet.router.jobs.entry import Admission, Request, State, Verdict, View, describe, location
 from llmfleet.router.jobs.replay import replay
 from llmfleet.router.jobs.rules import Redirect, Target
+from llmfleet.router.keys import Tenant
 from llmfleet.router.limits import Queue
 from llmfleet.router.sse import Dialect
 from llmfleet.telemetry import JobMetrics
@@ -43,6 +44,9 @@ class Connection(Protocol):
 
     def may_stay(self) -> bool: ...
 
+    @property
+    def tenant(self) -> Tenant: ...
+
 
 class Surroundings(Protocol):
     """What a call needs of the router it runs in."""
@@ -51,6 +55,10 @@ class Surroundings(Protocol):
     draining: bool
 
     def next_id(self) -> bytes: ...
+
+    def refused(
+        self, request_id: bytes, tenant: Tenant, path: bytes, status: int, code: str, outcome: str = ...
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,21 +69,24 @@ class Reply:
     body: bytes
     content_type: bytes = JSON
     extra: bytes = b""
+    reason: str = ""  # code of a refusal
 
 
 class Call:
     """One request about jobs on one connection."""
 
-    __slots__ = ("_connection", "_dialect", "_gone", "_router", "_task")
+    __slots__ = ("_connection", "_dialect", "_gone", "_path", "_router", "_task", "_tenant")
 
     def __init__(
         self,
         router: Surroundings,
         connection: Connection,
         work: Callable[[Call], Awaitable[Reply]],
+        path: bytes = rules.PREFIX,
         dialect: Dialect = Dialect.PLAIN,
     ) -> None:
         self._router, self._connection, self._dialect = router, connection, dialect
+        self._path, self._tenant = path, connection.tenant
         self._gone = False
         self._task = router.loop.create_task(self._answer(work))
 
@@ -104,7 +115,10 @@ class Call:
             return
         self._gone = True
         keep_alive = self._connection.may_stay()
-        self._connection.write(rendered(reply, self._router.next_id(), keep_alive))
+        request_id = self._router.next_id()
+        outcome = "refused" if reply.reason else "job"
+        self._router.refused(request_id, self._tenant, self._path, reply.status, reply.reason, outcome)
+        self._connection.write(rendered(reply, request_id, keep_alive))
         self._connection.answered(keep_alive)
 
     # ---- what a connection tells the request on it ----
@@ -282,7 +296,7 @@ def redirect(ident: str, hop: int, extra: bytes = b"") -> Reply:
 def refused(refusal: Refusal, dialect: Dialect) -> Reply:
     """Render an error."""
     status, extra, body = errors.render(refusal, dialect)
-    return Reply(status=status, body=body, extra=extra)
+    return Reply(status=status, body=body, extra=extra, reason=str(refusal.code))
 
 
 def rendered(reply: Reply, request_id: bytes, keep_alive: bool) -> bytes:
