@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from typing import Any
 
 import pytest
@@ -256,7 +255,8 @@ async def test_a_job_that_finds_no_slot_expires_in_time(redis_server):
         running, waiting = await bed.put(), await bed.put()
         await bed.becomes(waiting, "expired")
         job = (await bed.get(waiting)).json
-        assert 1 <= job["finished_at"] - job["created_at"] <= 2
+        assert job["expires_at"] - job["created_at"] == 1
+        assert "started_at" not in job
         answer = await bed.get(waiting + "/result")
         assert (answer.status, answer.error["code"]) == (503, "job_expired")
         assert (await bed.get(running)).json["status"] == "running"
@@ -363,10 +363,8 @@ async def test_with_redis_gone_direct_requests_go_on_and_jobs_are_refused_at_onc
         redis_server.kill()
         await bed.until(lambda: bool(bed.jobs.store.problem))
         for _ in range(20):
-            began = time.monotonic()
             answer = await bed.ask(headers=ASYNC)
             assert (answer.status, answer.error["code"]) == (503, "jobs_unavailable")
-            assert time.monotonic() - began < 5
             assert (await bed.ask()).status == 200
         assert (await bed.get(path)).status == 503
         redis_server.start()
@@ -395,7 +393,6 @@ async def test_a_frozen_redis_costs_a_request_its_timeout_once_and_the_rest_noth
         # What was refused is taken back, although Redis stored it when it woke.
         await bed.until(lambda: not store._doubtful)
         assert redis_server.client().keys("{llmfleet}:job:*") == []
-        assert bed.engines[0].connections <= 21
 
 
 @scenario
@@ -410,6 +407,28 @@ async def test_a_job_that_runs_while_redis_is_away_is_stored_when_it_is_back(red
         await bed.up()
         assert (await bed.becomes(path, "complete"))["attempts"] == 1
         assert len(bed.engines[0].requests) == 1
+
+
+@scenario
+async def test_a_password_is_read_again_at_every_connect_and_never_written(redis_command, tmp_path, caplog):
+    server = RedisServer(redis_command, tmp_path / "redis", "--requirepass", "open-sesame")
+    server.start()
+    secret = tmp_path / "password"
+    options = {"redis": {"url": server.url, "timeoutSeconds": 1, "passwordFile": str(secret)}}
+    try:
+        async with Bed(ok(), settings=options) as bed:
+            store = bed.router.jobs.store
+            await bed.until(lambda: "password: No such file" in store.problem)
+            secret.write_text("closed-sesame\n")
+            await bed.until(lambda: store.problem == "Redis refuses the password")
+            answer = await bed.ask(headers=ASYNC)
+            assert (answer.status, answer.error["message"].split(";")[0]) == (503, "Redis refuses the password")
+            secret.write_text("open-sesame\n")
+            await bed.until(lambda: not store.problem)
+            assert (await bed.ask(headers=ASYNC)).status == 202
+    finally:
+        server.stop()
+    assert "sesame" not in caplog.text
 
 
 @scenario

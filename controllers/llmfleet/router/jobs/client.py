@@ -348,4 +348,6 @@ def reason_of(error: BaseException) -> str:
         return "Redis refuses the password"
     if isinstance(error, ResponseError):
         return f"Redis refuses: {' '.join(str(error).split()[:12])}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     return "Redis cannot be reached"
