@@ -162,7 +162,8 @@ def test_every_metric_is_documented_and_no_other() -> None:
 def test_every_metric_that_is_named_anywhere_exists() -> None:
     suffixes = ("", "_bucket", "_count", "_sum")
     known = {name + suffix for name in metric_names() for suffix in suffixes}
-    named = set(re.findall(r"\bllmfleet_(?:router|queue_jobs|queue_redis|operator|route|autoscaler)_\w+[a-z](?![\w*])", ALL))
+    components = "router|queue_jobs|queue_redis|operator|route|autoscaler"
+    named = set(re.findall(rf"\bllmfleet_(?:{components})_\w+[a-z](?![\w*])", ALL))
     assert named - known == set()
 
 
