@@ -250,7 +250,7 @@ class ClusterController:
             fleet=self._peers(cluster) if turn else (),
             drain=self._drain(key, cluster, instance),
             good=self._good(instance),
-            kept=self._kept(identity) if proves_new(instance) else (),
+            superseded=self._superseded(instance),
             dead_nodes=self._dead_nodes(instance),
             rivals=self._rivals(key) if restart.half_placed(instance) else frozenset(),
             warmed=self._warmed(instance),
@@ -327,9 +327,8 @@ class ClusterController:
     def _revision(self, identity: Identity, template_hash: str) -> Manifest | None:
         question = (identity.uid, identity.name, template_hash)
         if question not in self._revisions:
-            name = revision_name(identity, template_hash)
             try:
-                found = self._api.get(Ref(kind=CONTROLLER_REVISION, namespace=identity.namespace, name=name))
+                found = self._api.get(revision_ref(identity, template_hash))
             except NotFound:
                 return None
             self._revisions[question] = found
@@ -339,13 +338,19 @@ class ClusterController:
 
     def _find_revision(self, identity: Identity) -> Manifest | None:
         """The StatefulSet is gone and its memory with it; the newest kept template is the last good one."""
-        return max(self._kept(identity), key=lambda item: int(item.get("revision") or 0), default=None)
-
-    def _kept(self, identity: Identity) -> list[Manifest]:
-        """Every kept template of the instance: more than one after a crash between keeping one and dropping another."""
         selector = f"{names.CLUSTER_LABEL}={identity.name},{names.APP_COMPONENT_LABEL}={REVISION_COMPONENT}"
         found, _ = self._api.list(CONTROLLER_REVISION, namespace=identity.namespace, label_selector=selector)
-        return found
+        return max(found, key=lambda item: int(item.get("revision") or 0), default=None)
+
+    def _superseded(self, instance: Instance) -> Manifest | None:
+        """Asked for anew: a template that comes back is kept under the same name with another UID."""
+        identity, records = instance.identity, instance.records
+        if records.superseded in ("", records.good, instance.current):
+            return None
+        try:
+            return self._api.get(revision_ref(identity, records.superseded))
+        except NotFound:
+            return None
 
     def _dead_nodes(self, instance: Instance) -> frozenset[str]:
         """Nodes of overdue pods that are gone or not ready. A node we may not read counts as alive."""
@@ -465,10 +470,9 @@ def wants_turn(instance: Instance) -> bool:
     return instance.wanted is not None and instance.records.good not in ("", instance.wanted.hash)
 
 
-def proves_new(instance: Instance) -> bool:
-    """This pass may find that the template asked for serves, while another one is still called good."""
-    wanted = instance.wanted.hash if instance.wanted else ""
-    return instance.all_ready and instance.records.good != instance.current == wanted
+def revision_ref(identity: Identity, template_hash: str) -> Ref:
+    name = revision_name(identity, template_hash)
+    return Ref(kind=CONTROLLER_REVISION, namespace=identity.namespace, name=name)
 
 
 def asked(cluster: Manifest) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from llmfleet.deploy.canary import judge_trial, trial_weight
 from llmfleet.deploy.children import Children, plan_children
 from llmfleet.deploy.drain import Drained, DrainFacts, judge
 from llmfleet.deploy.objects.identity import TEMPLATE_ANNOTATION, is_ours
-from llmfleet.deploy.objects.revision import TEMPLATE_KEY, build_revision, revision_name
+from llmfleet.deploy.objects.revision import TEMPLATE_KEY, build_revision
 from llmfleet.deploy.objects.statefulset import build_statefulset
 from llmfleet.deploy.observe import Instance
 from llmfleet.deploy.records import (
@@ -89,8 +89,8 @@ class Facts:
     drain: DrainFacts | None = None
     """What is known about traffic, should it have to go; None when nobody asked yet."""
     good: Good | None = None
-    kept: Sequence[Manifest] = ()
-    """Every ControllerRevision of the instance, once a new template serves."""
+    superseded: Manifest | None = None
+    """The ControllerRevision of the good template before, when it is still there."""
     dead_nodes: frozenset[str] = frozenset()
     rivals: frozenset[tuple[datetime, str]] = frozenset()
     """Age of the other half-placed groups."""
@@ -161,7 +161,7 @@ def decide_life(facts: Facts, now: datetime) -> Outcome:
     instance = facts.instance
     lifecycle = instance.spec.lifecycle if instance.spec else NO_LIFECYCLE
     step = restart.next_step(instance, lifecycle, now)
-    records = learn(facts, step.records)
+    records = replace(learn(facts, step.records), superseded="")
     instance = replace(instance, records=records)
     timed_out = start_failure(instance, lifecycle, now)
     drained = traffic(facts, instance.draining or now, now)
@@ -194,8 +194,8 @@ def decide_life(facts: Facts, now: datetime) -> Outcome:
         *claim(facts, finalizer=True, draining=draining, weight=weight_of(instance, choice)),
         *plan_children(facts.children, instance, facts.cluster),
         *plan_revision(facts, instance, choice),
+        *drop_revision(facts),
         *plan_statefulset(facts, instance, choice),
-        *drop_revisions(facts, instance, choice),
         *(
             Delete(ref=pod_ref(instance, removal.rank.name), uid=removal.rank.uid, grace_seconds=removal.grace)
             for removal in removals
@@ -249,7 +249,7 @@ def trial_of(instance: Instance) -> Trial | None:
 def settle(instance: Instance, records: Records, choice: Choice, facts: Facts, now: datetime) -> Records:
     """What the choice adds to the memory."""
     if choice.move is Move.PROVEN:
-        return replace(records, good=instance.current, failed=None, trial=None)
+        return replace(records, good=instance.current, superseded=records.good, failed=None, trial=None)
     if choice.move is Move.TRIAL and trial_of(instance) is None and facts.figures is not None:
         canary, rest = facts.figures
         return replace(records, trial=Trial(template=instance.current, since=now, canary=canary, rest=rest))
@@ -312,13 +312,10 @@ def kept_as(instance: Instance, template_hash: str, template: Mapping[str, Any])
     return build_revision(instance.identity, template_hash, template, generation=instance.generation)
 
 
-def drop_revisions(facts: Facts, instance: Instance, choice: Choice) -> Plan:
-    """What a new good template replaces goes only when the StatefulSet says that it is the good one."""
-    if choice.move is not Move.PROVEN:
-        return ()
-    name = revision_name(instance.identity, instance.current)
-    old = (revision for revision in facts.kept if revision["metadata"]["name"] != name)
-    return tuple(Delete(ref=ref_of(revision), uid=revision["metadata"]["uid"]) for revision in old)
+def drop_revision(facts: Facts) -> Plan:
+    """The good template before goes when the StatefulSet has another one, and before it forgets the old one."""
+    old = facts.superseded
+    return (Delete(ref=ref_of(old), uid=old["metadata"]["uid"]),) if old else ()
 
 
 def plan_statefulset(facts: Facts, instance: Instance, choice: Choice) -> Plan:

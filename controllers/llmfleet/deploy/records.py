@@ -91,6 +91,8 @@ class Records:
     """Container of rank 0 that answered the warm-up request."""
     good: str = ""
     """Hash of the last template that served."""
+    superseded: str = ""
+    """Hash of the good template before, until what was kept of it is deleted."""
     failed: Failure | None = None
     trial: Trial | None = None
     backed_off: datetime | None = None

@@ -27,7 +27,9 @@ from llmfleet.api.types import EMPTY, Lifecycle
 from llmfleet.deploy.observe import Instance, Rank, members_of
 from llmfleet.deploy.records import Cause, Incident, Records
 
-CRASH_GRACE: Final = 5
+# A broken group finishes no request, so its drain would use up any grace in vain; the kubelet leaves two seconds after
+# SIGTERM whatever it is. Not 0: the pod would be gone before its processes are.
+CRASH_GRACE: Final = 1
 UPDATE_GRACE: Final = 30
 TORN_AFTER: Final = timedelta(seconds=30)
 LOST_NODE_AFTER: Final = timedelta(seconds=60)

@@ -34,6 +34,18 @@ def test_a_killed_container_costs_the_whole_group_once(world: World, rank: int) 
     assert world.broken_rules == []
 
 
+def test_a_broken_group_gets_no_time_to_drain_but_its_kubelet_ends_it(world: World) -> None:
+    """Every wait here is one of an outage; without any grace the pod would be gone before its processes."""
+    world.writes.clear()
+    world.kill("a", 1)
+    world.run(90, until=lambda: world.restarts("a") == 1)
+    assert [write for write in world.writes if write.startswith("delete")] == [
+        "delete Pod a-0 1",
+        "delete Pod a-1 1",
+        "delete Pod a-2 1",
+    ]
+
+
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_a_pod_that_is_gone_costs_the_whole_group_once(world: World, rank: int) -> None:
     before = uids(world)

@@ -23,6 +23,7 @@ FULL = Records(
     load_seconds=41.5,
     warmed="c1",
     good="abc",
+    superseded="older",
     failed=Failure(template="def", reason="UpdateHalted", message="no"),
     trial=Trial(template="abc", since=NOW, canary=Figures(requests=1), rest=Figures(errors=2)),
     backed_off=NOW,
