@@ -167,6 +167,7 @@ class RouterGauges:
     peers: int = 0
     peers_heard: int = 0
     quarantined: int = 0
+    queues: tuple[tuple[str, int, int], ...] = ()  # model, requests that wait, bytes of their bodies
     panic: tuple[tuple[str, bool, int], ...] = ()  # model, whether, second attempts that the budget refused
 
 
@@ -283,13 +284,15 @@ class RouterMetrics:
         in_flight = GaugeMetricFamily(
             "llmfleet_router_in_flight_requests", "Requests at an engine now.", labels=["model"]
         )
+        waiting = {name: count for name, count, _ in state.queues}
         for name, stats in self._models.items():
             if name:
-                in_flight.add_metric([name], stats.in_flight)
+                in_flight.add_metric([name], stats.in_flight - waiting.get(name, 0))
         yield in_flight
         yield GaugeMetricFamily("llmfleet_router_connections", "Client connections open.", state.connections)
         yield GaugeMetricFamily("llmfleet_router_max_connections", "Client connections allowed.", state.max_connections)
         yield from _judgement(state)
+        yield from _queues(state)
         yield CounterMetricFamily(
             "llmfleet_router_connections_refused", "Client connections over the limit.", self.connections_refused
         )
@@ -331,6 +334,21 @@ def _judgement(state: RouterGauges) -> Iterator[Metric]:
     yield CounterMetricFamily(
         "llmfleet_router_quarantined", "Requests refused because their body was on lost engines.", state.quarantined
     )
+
+
+def _queues(state: RouterGauges) -> Iterator[Metric]:
+    """What waits for a slot: the demand that no engine sees, also of models without one."""
+    requests = GaugeMetricFamily(
+        "llmfleet_queue_requests", "Requests of this router that wait for a slot or an engine.", labels=["model"]
+    )
+    size = GaugeMetricFamily(
+        "llmfleet_queue_prompt_bytes", "Bytes of the bodies of requests that wait.", labels=["model"]
+    )
+    for model, count, held in state.queues:
+        requests.add_metric([model], count)
+        size.add_metric([model], held)
+    yield requests
+    yield size
 
 
 def _by_reason(name: str, text: str, counters: Iterable[tuple[str, Counter[str]]]) -> Metric:

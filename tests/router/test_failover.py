@@ -141,7 +141,7 @@ async def test_the_head_is_held_until_the_first_event_and_one_deadline_covers_bo
 
 @scenario
 async def test_a_full_fleet_refuses_with_retry_after_and_recovers():
-    async with Bed(ok(delay=0.5), slots=1) as bed:
+    async with Bed(ok(delay=0.5), slots=1, settings={"queue": {"overflow": "reject"}}) as bed:
         client = await bed.client()
         await client.send()
         await bed.until(lambda: bed.in_flight() == 1)

@@ -1,9 +1,13 @@
 """A client that leaves frees its slot and its engine's work; one that does not read holds nothing but its own bytes."""
 
 import asyncio
+import os
 import random
 import socket
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from bed import CHAT, STREAM, Bed, Raw, scenario
@@ -119,3 +123,12 @@ async def test_a_broken_engine_answer_frees_the_slot_while_the_client_still_read
     async with Bed(play(b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\nshort", then="cut")) as bed:
         assert (await bed.ask()).status == 502
         assert bed.in_flight() == 0
+
+
+def test_a_client_that_is_lost_without_a_word_frees_its_slot_too():
+    """Invariant 3 without a FIN: its address vanishes, in a network namespace of the test's own."""
+    script = Path(__file__).parent / "lost_clients.py"
+    command = ["unshare", "--map-root-user", "--net", sys.executable, str(script)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(script.parent), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    assert done.stdout.splitlines() == ["waiting: 1 0", "streaming: 1 0"], done.stderr[-2000:]

@@ -101,16 +101,17 @@ class Answer:
         "_held",
         "_held_size",
         "_keep_alive",
+        "_opened",
         "_request_id",
         "_route",
         "_router",
         "_scanner",
-        "_streams",
         "_tail",
         "_told",
         "_version_10",
         "stage",
         "status",
+        "streams",
         "token_seen",
         "verdict",
     )
@@ -126,11 +127,13 @@ class Answer:
         version_10: bool,
         drops_usage: bool = False,
     ) -> None:
-        self._router, self._route, self._request_id = router, route, request_id
+        self._router, self._route = router, route
+        self._request_id = request_id  # may be followed by another header line
+        self._opened = False  # a 200 of our own went out while the request waited
         self._drops_usage = drops_usage
         self._told: Usage | None = None  # by a unary answer
         self._tail = b""  # of an answer too large to hold: its usage comes last
-        self._choices, self._streams = choices, streams
+        self._choices, self.streams = choices, streams
         self._keep_alive, self._version_10 = keep_alive, version_10
         self._chunked = False
         self._scanner: Scanner | None = None
@@ -140,6 +143,22 @@ class Answer:
         self.status = 0
         self.token_seen = False  # a delta that is not empty was forwarded
         self.verdict: Verdict | None = None
+
+    def waited(self, seconds: float) -> None:
+        """Say on the answer how long the request waited for a slot."""
+        self._request_id = self._request_id.partition(b"\r")[0] + b"\r\nx-llmfleet-queued-ms: %d" % (seconds * 1000)
+
+    def comment(self) -> bytes:
+        """Keep a stream's client with us while there is no engine; the first comment commits to a 200."""
+        text = b": waiting for an engine\n\n"
+        head = b""
+        if not self._opened:
+            self._opened = True
+            self.status = 200
+            self._chunked = not self._version_10
+            self._keep_alive = self._keep_alive and self._chunked and not self._router.draining
+            head = http1.stream_head(self._request_id, CHUNKED if self._chunked else b"", self._keep_alive)
+        return head + (http1.chunk(text) if self._chunked else text)
 
     def restart(self) -> None:
         """Forget what was held: another engine answers from the start."""
@@ -203,7 +222,9 @@ class Answer:
 
     def _judge_head(self, reader: http1.ResponseReader) -> None:
         """Decide by the head whether this is a stream, a unary answer, or a reason to ask another engine."""
-        self.status = status = reader.status
+        status = reader.status
+        if not self._opened:
+            self.status = status
         if status in RETRYABLE:
             self.verdict = Again("status", f"status {status}")
         elif status == 200 and reader.events:
@@ -212,9 +233,9 @@ class Answer:
             self._scanner = Scanner(
                 self._route.dialect, expected=self._choices, max_event=limit, drops_usage=self._drops_usage
             )
-        elif (status == 200 and self._streams) or 200 < status < 400:
+        elif (status == 200 and self.streams) or 200 < status < 400:
             # SDKs read a stream that is none, an empty answer and a redirect as an answer without a word.
-            self._again("not_an_answer", f"status {status}, a stream was asked for: {self._streams}")
+            self._again("not_an_answer", f"status {status}, a stream was asked for: {self.streams}")
         else:
             self.stage = UNARY
 
@@ -259,6 +280,8 @@ class Answer:
 
     def _open_stream(self, reader: http1.ResponseReader) -> bytes:
         self.stage = STREAMING
+        if self._opened:
+            return b""
         self._chunked = not self._version_10
         self._keep_alive = self._keep_alive and self._chunked and not self._router.draining
         framing = CHUNKED if self._chunked else b""
@@ -313,7 +336,9 @@ class Answer:
 
     def _finish_unary(self, reader: http1.ResponseReader, body: bytes) -> bytes:
         """Forward a whole answer, unless it is one that the engine gave up."""
-        status = self.status
+        status = reader.status
+        if self._opened:
+            return self._say_in_stream(body, "failed")
         if status == 200 and self._route.counts_choices and _ABORTED.search(body) is not None:
             refusal = errors.lost(Code.UPSTREAM_FAILED, "the engine gave the request up")
             self.verdict = Again("aborted", "finish reason of a failure", refusal)
@@ -327,6 +352,8 @@ class Answer:
 
     def _open_unary(self, reader: http1.ResponseReader) -> bytes:
         """Start forwarding an answer that is too large to hold."""
+        if self._opened:
+            return self._say_in_stream(b"{}", "failed")
         self.stage = PASSING
         sized = reader.sized
         self._chunked = not sized and not self._version_10
@@ -365,12 +392,31 @@ class Answer:
 
     def refusal(self, refusal: Refusal, outcome: str) -> bytes:
         """Write an error of the router's own; nothing was forwarded."""
+        if self._opened:
+            event = errors.event(refusal, self._route.dialect)
+            self.verdict = Ended(outcome, False, False)
+            return http1.chunk(event) if self._chunked else event
         status, extra, body = errors.render(refusal, self._route.dialect)
         return self.whole(status, body, outcome, extra)
 
     def whole(self, status: int, body: bytes, outcome: str, extra: bytes = b"") -> bytes:
         """Write a whole answer in place of an engine's."""
+        if self._opened:
+            return self._say_in_stream(body, outcome)
         self.status = status
         keep_alive = self._keep_alive and not self._router.draining
         self.verdict = Ended(outcome, status >= 500, keep_alive)
         return http1.reply(status, body, request_id=self._request_id, keep_alive=keep_alive, extra=extra)
+
+    def _say_in_stream(self, body: bytes, outcome: str) -> bytes:
+        """Put an engine's error into the stream that was promised: an event, and no terminating chunk."""
+        try:
+            document = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            document = None
+        error = document.get("error") if isinstance(document, dict) else None
+        message = error.get("message") if isinstance(error, dict) else None
+        words = message if isinstance(message, str) else "the engine did not answer with a stream"
+        event = errors.event(errors.lost(Code.UPSTREAM_FAILED, words), self._route.dialect)
+        self.verdict = Ended(outcome, False, False)
+        return http1.chunk(event) if self._chunked else event

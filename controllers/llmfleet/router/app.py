@@ -12,6 +12,7 @@ import logging
 import os
 import resource
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from typing import Any, Final
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 
-from llmfleet.api.document import DocumentError, Role, parse_document
+from llmfleet.api.document import DocumentError, Role, State, parse_document
 from llmfleet.router.client import check
 from llmfleet.router.keys import KeysError, parse_keys
 from llmfleet.router.limits import DEFAULT_CLASS, Settings, max_connections
@@ -115,6 +116,7 @@ class Watch(FileWatch):
         router.quotas.fraction = 1 / max(1, len(document.peers))
         if self.gossip is not None:
             self.gossip.adopted(document.peers)
+        router.adopted(sum(peer.state is State.READY for peer in document.peers))
         router.loaded = True
         router.loaded_at = self._wall_clock()
         self.adopted_at = router.loop.time()
@@ -199,6 +201,10 @@ def gauges(router: Router, watch: Watch, gossip: Gossip) -> RouterGauges:
         peers_heard=heard,
         quarantined=router.quarantine.refused,
         panic=tuple((pool.name, pool.panic, pool.budget.refused) for pool in router.fleet.models.values()),
+        queues=tuple(
+            (name, router.waiting(name), pool.room.bytes if pool.room is not None else 0)
+            for name, pool in router.fleet.models.items()
+        ),
         generation=router.fleet.generation,
         document_age_seconds=-1.0 if watch.adopted_at is None else router.loop.time() - watch.adopted_at,
         endpoints=tuple(
@@ -237,6 +243,7 @@ def fleet_answer(router: Router, pod: str) -> dict[str, Any]:
         "pod": pod,
         "draining": router.draining,
         "connections": len(router.clients),
+        "waiting": {name: router.waiting(name) for name in router.waits.pools},
         **view(router.fleet),
     }
 
@@ -328,6 +335,18 @@ def raise_open_files() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+def notice_lost_clients(listener: Any, seconds: float) -> None:
+    """Have the kernel end connections whose client is gone without a word; accepted sockets inherit this.
+
+    Probes find a client that is only waiting; the user timeout one that does not take what was sent.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(seconds * 0.4)))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, int(seconds * 0.2)))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+
+
 class App:
     """One router with its listeners and timers."""
 
@@ -372,6 +391,8 @@ class App:
         await self.gossip.round()
         loop, listen = self._loop, self._listen
         self._server = await loop.create_server(lambda: Client(self.router), listen.host, listen.port, backlog=BACKLOG)
+        for sock in self._server.sockets:
+            notice_lost_clients(sock, self.router.settings.timeouts.client_lost_seconds)
         await self._runner.setup()
         await web.TCPSite(self._runner, listen.host, listen.admin_port).start()
         self.port = self._server.sockets[0].getsockname()[1]

@@ -442,6 +442,14 @@ def _without_named(head: bytes, names: bytes) -> bytes:
     return head
 
 
+def stream_head(request_id: bytes, framing: bytes, keep_alive: bool) -> bytes:
+    """Write the head of a stream of our own, before an engine was found for it."""
+    return (
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
+        b"x-request-id: %b%b%b\r\n\r\n" % (request_id, b"" if keep_alive else b"\r\nconnection: close", framing)
+    )
+
+
 def reply(
     status: int,
     body: bytes,

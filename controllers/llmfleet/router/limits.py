@@ -72,6 +72,7 @@ class Timeouts:
     first_event_seconds: float = setting(600, 0.05, 86400)
     stall_seconds: float = setting(60, 0.05, 86400)
     client_stall_seconds: float = setting(60, 0.05, 86400)
+    client_lost_seconds: float = setting(25, 2, 3600)
     upstream_idle_seconds: float = setting(4, 0, 60)
 
 
@@ -147,6 +148,11 @@ class Queue:
     overflow: str = word("hold", among=("hold", "async", "reject"))
     async_threshold: int = setting(0, 0, 100_000)
     capacity: int = setting(1000, 1, 100_000)
+    ttl_seconds: float = setting(60, 0.05, 3600)
+    wake_timeout_seconds: float = setting(600, 0.05, 86400)
+    comment_seconds: float = setting(10, 0.05, 600)
+    unary_hold_seconds: float = setting(50, 0.05, 86400)
+    max_waiting_bytes: int = setting(256 << 20, 1024, 1 << 40)
     job_ttl_seconds: float = setting(60, 0.05, 86400)
     result_seconds: float = setting(600, 1, 86400)
     lease_seconds: float = setting(15, 0.05, 600)

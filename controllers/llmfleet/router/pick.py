@@ -13,6 +13,7 @@ from typing import Any, Final
 from llmfleet.api.document import Document, Endpoint, Model, ModelState, Role, State
 from llmfleet.router.disagg.ledger import Breaker, Ledger
 from llmfleet.router.health import Vitals, deceiving, may_eject
+from llmfleet.router.queue import WaitingRoom
 from llmfleet.router.retries import Budget
 
 LAST_TIER: Final = 1 << 20  # added to the tier of an engine that looks bad and is used all the same
@@ -117,15 +118,20 @@ class Group:
 class ModelPool(Group):
     """The candidates of one model: here those that serve a request alone, and those that share one."""
 
-    __slots__ = ("budget", "decode", "name", "prefill", "state")
+    __slots__ = ("budget", "decode", "name", "prefill", "room", "state")
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
         self.state = ModelState.SERVING
         self.budget = Budget()
+        self.room: WaitingRoom | None = None  # once somebody had to wait
         self.prefill = Group()
         self.decode = Group()
+
+    def slots(self) -> int:
+        """Count the slots that requests of this model may get."""
+        return sum(c.backend.limit for group in (self, self.decode) for c in group.open)
 
     def groups(self) -> tuple[Group, Group, Group]:
         """Return every group."""

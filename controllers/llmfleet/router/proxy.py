@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import re
 import secrets
 import socket
 import struct
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 import orjson
 
+from llmfleet.api.document import ModelState
 from llmfleet.router import errors, http1, keys, policy, quota
 from llmfleet.router.disagg.relay import exchange_for
 from llmfleet.router.errors import Code, Refusal
@@ -32,6 +34,7 @@ from llmfleet.router.retries import Quarantine
 from llmfleet.router.shares import Room
 from llmfleet.router.sse import Dialect
 from llmfleet.router.usage import Record
+from llmfleet.router.waits import MESSAGES, Waits, retry_after
 from llmfleet.telemetry import RouterMetrics
 
 if TYPE_CHECKING:  # Redis' client is only for routers with jobs
@@ -41,6 +44,7 @@ log = logging.getLogger(__name__)
 
 LINGER_SECONDS: Final = 2.0  # how long a refused client may go on sending before it is cut off
 REFUSED_AT_ONCE: Final = 32  # connections over the limit that are told so; more are only closed
+_PATIENT: Final = re.compile(rb"\r\nprefer:[^\r]*\bwait\b", re.IGNORECASE)
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time
 
 
@@ -78,6 +82,8 @@ class Router:
         self.quarantine = Quarantine(
             after=settings.retries.quarantine_after, seconds=settings.retries.quarantine_seconds
         )
+        self.waits = Waits(settings.queue)
+        self.reading = 0  # bytes of bodies that are being read
         self.loaded = False  # a valid document was adopted
         self.loaded_at = 0.0  # by the wall clock: shown to clients as the models' creation time
         self.draining = False
@@ -102,10 +108,57 @@ class Router:
             self.fleet.forget_idle()
         if self.jobs is not None and self.jobs.due(pool.name):
             return
+        if self.waits.pools or self.waits.again:
+            self.waits.serve(self.loop.time())
+
+    # ---- waiting ----
 
     def waiting(self, model: str) -> int:
         """Count direct requests of a model that wait for a slot."""
-        return 0
+        return self.waits.waiting(model)
+
+    def park(self, exchange: Exchange, now: float, *, hold: bool) -> Refusal | None:
+        """Let a request wait for a slot, or say why not; with `hold` for an engine of a model that has none now."""
+        queue, pool = self.settings.queue, exchange.pool
+        if queue.overflow == "reject" or (hold and pool.state is ModelState.SERVING):
+            return exchange.no_slot()
+        seconds = queue.wake_timeout_seconds if hold else None
+        rejected = self.waits.enter(exchange, now, hold=seconds, beside=self.reading)
+        if rejected is None:
+            return None
+        refusal = errors.overloaded(Code.OVERLOADED, f"{MESSAGES[rejected.reason]}, try again later")
+        refusal.extra = b"retry-after: %d\r\nx-llmfleet-rejected: %b\r\n" % (
+            rejected.retry_after,
+            rejected.reason.encode(),
+        )
+        return refusal
+
+    def park_again(self, exchange: Exchange, now: float) -> None:
+        """Let a request that was lost with its engine wait for another one."""
+        self.waits.enter_again(exchange, now)
+        self.serve()
+
+    def unpark(self, exchange: Exchange) -> None:
+        """A request waits no longer."""
+        self.waits.leave(exchange, self.loop.time())
+
+    def serve(self) -> None:
+        """Start what waits and need not: slots, engines or models have changed."""
+        if self.waits.pools or self.waits.again:
+            self.waits.serve(self.loop.time())
+
+    def adopted(self, routers: int) -> None:
+        """A document was adopted."""
+        self.waits.routers = max(1, routers)
+        for waiter in [w for w in self.waits.again if self.fleet.models.get(w.pool.name) is not w.pool]:
+            self.waits.leave(waiter, self.loop.time())
+            waiter.expired(1)
+        for name, pool in list(self.waits.pools.items()):
+            if self.fleet.models.get(name) is not pool and pool.room is not None:
+                for ticket in list(pool.room):
+                    self.unpark(ticket.key)
+                    ticket.key.expired(1)
+        self.serve()
 
     def rooms(self) -> dict[str, Room]:
         """Say who waits for which engines, to the routers that share them; who was just turned away counts too."""
@@ -122,6 +175,8 @@ class Router:
         """The slots of this router were set anew; with more of them, requests that wait may start."""
         counts = {name: self.metrics.model(name).refusals[Code.OVERLOADED] for name in self.fleet.models}
         self._refused = (self._refused[1], counts)
+        if more:
+            self.serve()
 
     def next_id(self) -> bytes:
         """Return a new request id."""
@@ -160,6 +215,8 @@ class Router:
         for client in list(self.clients):
             if isinstance(client._exchange, Exchange):
                 yield client._exchange
+        if self.jobs is not None:
+            yield from self.jobs.exchanges()
 
     def _heard(self, backend: Backend, since: float) -> bool:
         return any(e.at(backend) and e.last > max(since, e.started) for e in self.exchanges())
@@ -175,6 +232,9 @@ class Router:
         stats = record.stats
         stats.in_flight -= 1
         stats.requests[(record.answer.status, outcome)] += 1
+        room = record.pool.room
+        if room is not None and record.attempts:
+            room.drain.released(self.loop.time() - record.started - record.queued, room.drain.slots)
         if outcome == "complete":
             stats.duration.observe(record.last - record.started)
         tenant, used = record.tenant, None
@@ -270,10 +330,18 @@ class Router:
             pool.budget.mark(now, window)
         if self.quarantine.suspects:
             self.quarantine.forget(now)
+        if self.waits.pools or self.waits.again:
+            self._sweep_rooms(now)
         for backend in list(self.fleet.backends.values()):
             self._look_after(backend, now, checked=checked)
             while backend.idle and now - backend.idle[0].idle_since >= max_idle:
                 backend.idle.pop(0).transport.abort()
+
+    def _sweep_rooms(self, now: float) -> None:
+        for waiter in self.waits.expire(now):
+            room = waiter.pool.room
+            waiter.expired(retry_after(room, now) if room is not None else 1)
+        self.waits.serve(now)
 
     def _look_after(self, backend: Backend, now: float, *, checked: bool) -> None:
         vitals = backend.vitals
@@ -307,6 +375,7 @@ class Client(asyncio.Protocol):
         "_exchange",
         "_ignored",
         "_reader",
+        "_reserved",
         "_router",
         "blocked",
         "phase",
@@ -328,6 +397,7 @@ class Client(asyncio.Protocol):
         self.phase = IDLE
         self.blocked = False
         self._blocked_since = 0.0
+        self._reserved = 0  # of the memory for bodies
         self._ignored = 0  # bytes sent beyond the request being answered
         self._deadline = 0.0
 
@@ -360,10 +430,14 @@ class Client(asyncio.Protocol):
         if reader.complete:
             self._ignored = 1 if reader.surplus else 0
             self.phase = BUSY
+            if self._reserved:
+                self._reserve(0)
             self._request()
         elif reader.head:
             if phase is not BODY:
                 self._read_on()
+            elif reader.length < 0 and not self._reserve(reader.wire):
+                self._no_memory()
         elif phase is IDLE and reader.started:
             self._enter(READING, self._router.settings.timeouts.header_seconds)
 
@@ -385,16 +459,36 @@ class Client(asyncio.Protocol):
             except Refusal as error:
                 self._refuse(error, keep_alive=False, dialect=route.dialect)
                 return
+        if not self._reserve(max(reader.length, reader.wire)):
+            self._no_memory()
+            return
         if reader.expects_continue:
             reader.expects_continue = False
             self.write(http1.CONTINUE)
         self._enter(BODY, self._router.settings.timeouts.body_seconds)
+
+    def _reserve(self, size: int) -> bool:
+        """Hold so much of the memory for bodies, in place of what is held now; False if there is not so much left."""
+        router = self._router
+        others = router.reading - self._reserved
+        if size and others + size + router.waits.bytes > router.settings.queue.max_waiting_bytes:
+            return False
+        router.reading, self._reserved = others + size, size
+        return True
+
+    def _no_memory(self) -> None:
+        message = "the bodies of requests hold as much memory as they may, try again soon"
+        self._refuse(errors.overloaded(Code.OVERLOADED, message), keep_alive=False)
 
     def _beyond(self, size: int) -> None:
         """Bytes beyond the current request: it is answered, then the connection closes."""
         self._ignored += size
         if self._ignored > self._router.settings.limits.max_pipelined_bytes and self.phase is BUSY:
             self.transport.abort()
+
+    def patient(self) -> bool:
+        """Whether the client said that it would rather wait."""
+        return _PATIENT.search(self._reader.head) is not None
 
     def eof_received(self) -> None:
         """A client that closes its side has left. What waits to be sent must not keep its engine at work."""
@@ -419,6 +513,7 @@ class Client(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._router.clients.discard(self)
+        self._reserve(0)
         self._reader.close()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:

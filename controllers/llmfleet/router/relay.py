@@ -19,6 +19,7 @@ from llmfleet.router.keys import ANONYMOUS, Tenant
 from llmfleet.router.limits import Settings
 from llmfleet.router.pick import Backend, ModelPool, pick
 from llmfleet.router.policy import Admitted, Route
+from llmfleet.router.queue import Waiting
 from llmfleet.router.quota import Lease
 from llmfleet.router.retries import Quarantine
 from llmfleet.telemetry import ModelStats
@@ -26,6 +27,7 @@ from llmfleet.telemetry import ModelStats
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS: Final = 2
+RETRY_SOON: Final = 5  # seconds, for a client that an engine is being started for
 SEVERED: Final = frozenset({"connect", "reset", "lost"})  # what says that an engine may be gone
 
 
@@ -46,6 +48,18 @@ class Services(Protocol):
     def account(self, record: Exchange, outcome: str) -> None:
         """A request is over."""
 
+    def park(self, exchange: Exchange, now: float, *, hold: bool) -> Refusal | None:
+        """Let a request wait for a slot, or say why not; with `hold` for an engine."""
+
+    def park_again(self, exchange: Exchange, now: float) -> None:
+        """Let a request that was lost with its engine wait for another one."""
+
+    def unpark(self, exchange: Exchange) -> None:
+        """A request waits no longer."""
+
+    def serve(self) -> None:
+        """Start what waits and need not."""
+
 
 class Requester(Protocol):
     """The client side of an exchange."""
@@ -60,6 +74,9 @@ class Requester(Protocol):
 
     def answered(self, keep_alive: bool) -> None:
         """The answer is over; read the next request or close."""
+
+    def patient(self) -> bool:
+        """Whether the client said that it would rather wait (`Prefer: wait`)."""
 
 
 class Attempt:
@@ -198,7 +215,11 @@ class Exchange(Attempt):
     """One request on its way to its answer; when it is over it is the record of what happened."""
 
     __slots__ = (
+        "_avoid",
         "_client",
+        "_hold",
+        "_parked_at",
+        "_said_at",
         "_ttft_seen",
         "answer",
         "engine",
@@ -210,7 +231,9 @@ class Exchange(Attempt):
         "started",
         "stats",
         "tenant",
+        "ticket",
         "ttft",
+        "waits",
     )
 
     def __init__(
@@ -241,6 +264,11 @@ class Exchange(Attempt):
         self.reason = ""  # why the answer is not whole, or not an engine's
         self.ttft: float | None = None
         self.queued = 0.0  # seconds it waited for a slot
+        self.waits = True  # for a slot, when there is none
+        self.ticket: Waiting | None = None  # while it waits
+        self._avoid: Backend | None = None
+        self._hold = False  # it waits for an engine to appear
+        self._parked_at = self._said_at = 0.0
         self._paused = client.blocked
         stats.in_flight += 1
 
@@ -252,12 +280,65 @@ class Exchange(Attempt):
             self._refuse(refusal, "refused")
             return
         self.pool.budget.requests += 1
-        backend = self._choose()
-        if backend is None:
-            # A waiting request would be parked here and started again from `Services.released`.
-            self._refuse(self._no_slot(), "refused")
-        else:
+        # Nobody passes those who wait already.
+        backend = None if self.pool.room else self.choose()
+        if backend is not None:
             self._dispatch(backend)
+        elif (refusal := self._wait()) is not None:
+            self._refuse(refusal, "refused")
+
+    # ---- waiting ----
+
+    def choose(self) -> Backend | None:
+        """Return an engine with a free slot, if there is one; not one that this request was lost with."""
+        avoid, pool = self._avoid, self.pool
+        if avoid is None or pool.disaggregated or not any(c.backend is not avoid for c in pool.open):
+            return self._choose()
+        return pick(pool, avoid=avoid)
+
+    def _wait(self) -> Refusal | None:
+        """Wait for a slot, or say why not."""
+        if not self.waits:
+            return self._no_slot()
+        now = self.router.loop.time()
+        self._hold = self._no_slot().code is Code.NO_ENDPOINT
+        self._parked_at = self._said_at = now
+        refusal = self.router.park(self, now, hold=self._hold)
+        if refusal is None:
+            self.router.serve()
+        return refusal
+
+    def go(self, backend: Backend, now: float) -> None:
+        """A slot is there."""
+        self.queued += now - self._parked_at
+        self.answer.waited(self.queued)
+        self._dispatch(backend)
+
+    def no_slot(self) -> Refusal:
+        """Say that there is no slot."""
+        return self._no_slot()
+
+    def expired(self, retry_after: int) -> None:
+        """It waited as long as it may."""
+        waited = self.router.loop.time() - self._parked_at
+        what = "an engine" if self._hold else "a free slot of an engine"
+        code = Code.NO_ENDPOINT if self._hold else Code.OVERLOADED
+        refusal = errors.overloaded(code, f"the request waited {waited:.0f} s for {what}, try again later")
+        refusal.extra = b"retry-after: %d\r\n" % retry_after
+        self._refuse(refusal, "refused")
+
+    def _check_waiting(self, now: float) -> None:
+        """Let a client that waits for an engine to appear know that it does."""
+        queue = self.router.settings.queue
+        if not self._hold:
+            return
+        if self.answer.streams:
+            if now - self._said_at >= queue.comment_seconds:
+                self._said_at = now
+                self._client.write(self.answer.comment())
+        elif now - self._parked_at >= queue.unary_hold_seconds and not self._client.patient():
+            self.router.unpark(self)
+            self.expired(RETRY_SOON)
 
     def _choose(self) -> Backend | None:
         """Return the engine for the first attempt."""
@@ -289,7 +370,8 @@ class Exchange(Attempt):
     def _retry(self, verdict: Again) -> bool:
         """Send the request to another engine if it may be; never once a byte of an answer was forwarded."""
         failed = self._backend
-        other = None if self._poisonous(verdict) else self._other(verdict)
+        over = self._poisonous(verdict) or self.attempts >= MAX_ATTEMPTS
+        other = None if over else self._other(verdict)
         if other is None or not (other is failed or self._free(verdict) or self._affordable()):
             return False
         if not verdict.certain and other is not failed:
@@ -301,11 +383,30 @@ class Exchange(Attempt):
         self._dispatch(other)
         return True
 
+    def _wait_again(self, verdict: Again) -> bool:
+        """Wait for a slot of another engine, if one may be asked and all are busy."""
+        if not self.waits or self.attempts >= MAX_ATTEMPTS or self.router.settings.queue.overflow == "reject":
+            return False
+        others = (c.backend for group in (self.pool, self.pool.decode) for c in group.open)
+        if not any(other is not self._backend and not other.vitals.lost for other in others):
+            return False
+        if self.router.quarantine.suspects and self.router.quarantine.holds(self.body, self.router.loop.time()):
+            return False
+        if not (self._free(verdict) or self._affordable()):
+            return False
+        if not verdict.certain:
+            self.blame(verdict.reason)
+        self._avoid = self._backend
+        self.detach()
+        self.stats.retries[verdict.reason] += 1
+        self.answer.restart()
+        self._parked_at = self.router.loop.time()
+        self.router.park_again(self, self._parked_at)
+        return True
+
     def _other(self, verdict: Again) -> Backend | None:
         """Return the engine for another attempt."""
         failed = self._backend
-        if self.attempts >= MAX_ATTEMPTS:
-            return None
         other = pick(self.pool, avoid=failed)
         if other is None and verdict.same_engine and failed is not None and failed.listed:
             other = failed
@@ -397,6 +498,8 @@ class Exchange(Attempt):
             self.blame(verdict.reason)  # first: it may be the one that shows the engine to be gone
         if self._retry(verdict):
             log.info("retrying on another engine", extra={"fields": fields})
+        elif verdict.refusal is not None and self._wait_again(verdict):
+            log.info("waiting for another engine", extra={"fields": fields})
         elif verdict.refusal is not None:
             log.warning("engine lost", extra={"fields": fields})
             if not verdict.certain:
@@ -456,6 +559,8 @@ class Exchange(Attempt):
             self._over("aborted", keep_alive=False, answered=False)
 
     def _over(self, outcome: str, *, keep_alive: bool, answered: bool = True) -> None:
+        if self.ticket is not None:
+            self.router.unpark(self)
         self.answer.stage = OVER
         self.body = b""
         self.router.account(self, outcome)
@@ -467,8 +572,10 @@ class Exchange(Attempt):
     def check(self, now: float) -> None:
         """Give up on an engine that is silent for too long; called a few times a second."""
         timeouts = self.router.settings.timeouts
-        if self.answer.stage <= UNARY:
-            if now - self.started > timeouts.first_event_seconds:
+        if self.ticket is not None:
+            self._check_waiting(now)
+        elif self.answer.stage <= UNARY:
+            if now - self.started - self.queued > timeouts.first_event_seconds:
                 self.detach(failed=True)
                 message = "the engine did not answer in time"
                 self._refuse(errors.lost(Code.UPSTREAM_TIMEOUT, message, status=504), "failed")

@@ -70,6 +70,10 @@ class Jobs:
             left = (await asyncio.wait(left, timeout=CANCEL_SECONDS))[1]
         await self.store.close()
 
+    def exchanges(self) -> list[Exchange]:
+        """Return the jobs that are at engines."""
+        return self.worker.exchanges()
+
     @property
     def busy(self) -> int:
         """Count jobs at engines, and answers that are not stored yet."""
@@ -170,6 +174,7 @@ class Jobs:
             router.loop.time(),
         )
         exchange.tenant = tenant
+        exchange.waits = False  # a job waits in Redis
         exchange.attempts = claim.attempts - 1  # those of workers before are its own: no body reaches a third engine
         return exchange
 

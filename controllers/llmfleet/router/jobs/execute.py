@@ -319,6 +319,10 @@ class Worker:
         for task in list(self._offers):
             task.cancel()
 
+    def exchanges(self) -> list[Exchange]:
+        """Return the requests of the jobs that are at engines."""
+        return [run.exchange for run in self._runs.values() if run.exchange is not None]
+
     def in_flight(self) -> dict[str, int]:
         """Count the jobs of each model that are at engines."""
         return dict(Counter(run.claim.model for run in self._runs.values() if run.exchange is not None))

@@ -1,0 +1,179 @@
+"""The waiting rooms of all models of a process: who may wait for a slot, and who starts when there is one.
+
+In: requests that found no slot, and the moments at which there may be one. Out: the same requests, started in the
+order their rooms say; or a refusal. All rooms together hold so many bytes of bodies at most. A request that could start
+never waits: whoever frees a slot calls `serve`, and nobody passes a room that is not empty. It never reads a clock or
+answers.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from llmfleet.router.keys import Tenant
+from llmfleet.router.limits import Queue
+from llmfleet.router.pick import Backend, ModelPool
+from llmfleet.router.queue import MAX_RETRY_AFTER, MIN_RETRY_AFTER, Reason, Rejected, Waiting, WaitingRoom
+
+FALLBACK_RETRY_AFTER: Final = 2
+
+
+class Waiter(Protocol):
+    """A request that waits."""
+
+    pool: ModelPool
+    size: int
+    tenant: Tenant
+    ticket: Waiting | None
+
+    def choose(self) -> Backend | None:
+        """Return an engine with a free slot for it."""
+
+    def go(self, backend: Backend, now: float) -> None:
+        """It has waited long enough."""
+
+    def expired(self, retry_after: int) -> None:
+        """It has waited as long as it may."""
+
+
+class Waits:
+    """Every room that somebody waits in."""
+
+    __slots__ = ("_queue", "_serving", "again", "bytes", "pools", "routers")
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._serving = False
+        self.pools: dict[str, ModelPool] = {}  # those with somebody waiting
+        # Those whose engine was lost: they want another one, come first, and hold nobody up who does not mind which.
+        self.again: list[Waiter] = []
+        self.bytes = 0
+        self.routers = 1  # that share the bound on requests of a model
+
+    def enter(self, waiter: Waiter, now: float, *, hold: float | None, beside: int) -> Rejected | None:
+        """Let a request wait; `beside` is what bodies of other requests hold of the same memory."""
+        pool, tenant = waiter.pool, waiter.tenant
+        room = pool.room
+        if room is None:
+            room = pool.room = WaitingRoom(self._capacity(), self._queue.max_waiting_bytes, self._queue.ttl_seconds)
+            room.drain.slots = pool.slots()
+        if self.bytes + beside + waiter.size > self._queue.max_waiting_bytes:
+            return Rejected(reason=Reason.BYTES, retry_after=retry_after(room, now))
+        ticket = Waiting(
+            key=waiter,
+            enqueued_at=now,
+            tenant=tenant.name,
+            weight=tenant.weight,
+            klass=tenant.klass,
+            size=waiter.size,
+            share=tenant.queue_share,
+        )
+        result = room.enter(ticket, now, hold)
+        if isinstance(result, Rejected):
+            return result
+        waiter.ticket = ticket
+        self.bytes += ticket.size
+        self.pools[pool.name] = pool
+        return None
+
+    def enter_again(self, waiter: Waiter, now: float) -> None:
+        """Let a request wait whose engine was lost; it had a slot, so there are no more of these than slots."""
+        waiter.ticket = ticket = Waiting(key=waiter, enqueued_at=now, size=waiter.size)
+        ticket.until = now + self._queue.ttl_seconds
+        self.again.append(waiter)
+        self.bytes += ticket.size
+
+    def leave(self, waiter: Waiter, now: float) -> None:
+        """A request is no longer wanted."""
+        ticket, room = waiter.ticket, waiter.pool.room
+        waiter.ticket = None
+        if waiter in self.again:
+            self.again.remove(waiter)
+            self.bytes -= waiter.size
+        elif ticket is not None and room is not None and room.remove(ticket, now):
+            self._gone(ticket, waiter.pool)
+
+    def serve(self, now: float) -> None:
+        """Start every request that has a slot and its turn. A start that fails may free a slot again: no recursion."""
+        if self._serving:
+            return
+        self._serving = True
+        try:
+            started = True
+            while started:
+                started = self._next_again(now)
+                for pool in list(self.pools.values()):
+                    started |= self._next(pool, now)
+        finally:
+            self._serving = False
+
+    def _next_again(self, now: float) -> bool:
+        for waiter in self.again:
+            backend = waiter.choose()
+            if backend is not None:
+                self.leave(waiter, now)
+                waiter.go(backend, now)
+                return True
+        return False
+
+    def _next(self, pool: ModelPool, now: float) -> bool:
+        """Start the request of one model whose turn it is; models that share an engine take turns."""
+        room = pool.room
+        ticket = room.peek(now) if room is not None else None
+        if room is None or ticket is None:
+            return False
+        waiter: Waiter = ticket.key
+        backend = waiter.choose()
+        if backend is None:
+            return False
+        room.pop(now)
+        self._gone(ticket, pool)
+        waiter.ticket = None
+        waiter.go(backend, now)
+        return True
+
+    def expire(self, now: float) -> list[Waiter]:
+        """Take out who waited as long as they may, and those whose model is gone."""
+        expired = [w for w in self.again if w.ticket is not None and w.ticket.until <= now]
+        for waiter in expired:
+            self.leave(waiter, now)
+        for pool in list(self.pools.values()):
+            room = pool.room
+            if room is None:
+                continue
+            room.limit_count = self._capacity()
+            room.drain.slots = pool.slots()
+            for ticket in room.expire(now):
+                self._gone(ticket, pool)
+                ticket.key.ticket = None
+                expired.append(ticket.key)
+        return expired
+
+    def waiting(self, model: str) -> int:
+        """Count those who wait for a slot of a model."""
+        pool = self.pools.get(model)
+        count = len(pool.room) if pool is not None and pool.room is not None else 0
+        return count + sum(waiter.pool.name == model for waiter in self.again)
+
+    def _capacity(self) -> int:
+        return max(1, -(-self._queue.capacity // self.routers))
+
+    def _gone(self, ticket: Waiting, pool: ModelPool) -> None:
+        self.bytes -= ticket.size
+        if not pool.room:
+            self.pools.pop(pool.name, None)
+
+
+def retry_after(room: WaitingRoom, now: float) -> int:
+    """Say when it may be worth trying again."""
+    wait = room.estimate(now, len(room))
+    seconds = FALLBACK_RETRY_AFTER if wait is None else int(wait / 4) + 1
+    return min(max(seconds, MIN_RETRY_AFTER), MAX_RETRY_AFTER)
+
+
+MESSAGES: Final = {
+    Reason.FULL: "as many requests of this model wait as may",
+    Reason.BYTES: "the requests that wait hold as much memory as they may",
+    Reason.SHARE: "as many of your requests wait as may",
+    Reason.TOO_LONG: "this request would wait longer than it may",
+}
