@@ -118,6 +118,20 @@ async def test_fifty_clients_at_once_fill_the_queue_exactly(redis_server):
 
 
 @scenario
+async def test_two_hundred_at_once_wait_in_turn_and_none_of_them_for_a_redis_that_is_away(redis_server):
+    async with connected(redis_server, timeout_seconds=0.5) as store:
+        order: list[int] = []
+
+        async def client(number: int) -> None:
+            assert (await admitted(store)).verdict is Verdict.STORED
+            order.append(number)
+
+        await asyncio.gather(*(client(number) for number in range(200)))
+        assert max(abs(place - number) for place, number in enumerate(order)) < 64
+        assert (store.problem, store.failures) == ("", 0)
+
+
+@scenario
 async def test_a_full_queue_takes_one_again_for_each_that_ends(redis_server):
     async with connected(redis_server, capacity=2) as store:
         await admitted(store)

@@ -38,7 +38,8 @@ from llmfleet.router.limits import Queue, Redis
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS: Final = 32
+CONNECTIONS: Final = 16
+SPARE_CONNECTIONS: Final = 4  # for announcements and signs of life, beside the calls
 CONNECT_SECONDS: Final = 1.0
 LOOK_SECONDS: Final = 1.0  # between two signs of life of a Redis that is not asked for anything else
 BACKOFF_SECONDS: Final = (0.1, 5.0)
@@ -73,6 +74,8 @@ class Store:
         self._orphan = 4 * self._lease + int(ORPHAN_SECONDS * 1000)
         self._client: redis.Redis | None = None
         self._broken = asyncio.Event()
+        # In turn: the pool of Redis' client lets who comes last overtake who waits.
+        self._turns = asyncio.Semaphore(CONNECTIONS)
         self._calm_until = 0.0
         self._doubtful: list[tuple[str, str]] = []  # admissions without an answer: id and tenant
         self.problem = "Redis has not been reached yet"  # empty while it can be used
@@ -122,10 +125,9 @@ class Store:
         options: dict[str, Any] = {}
         if settings.ca_file:
             options["ssl_ca_certs"] = settings.ca_file
-        pool = redis.BlockingConnectionPool.from_url(
+        pool = redis.ConnectionPool.from_url(
             settings.url,
-            max_connections=CONNECTIONS,
-            timeout=CONNECT_SECONDS,
+            max_connections=CONNECTIONS + SPARE_CONNECTIONS,
             username=settings.username or None,
             password=password,
             protocol=2,
@@ -186,13 +188,13 @@ class Store:
     # ---- calls ----
 
     async def _call(self, text: str, keys: Sequence[str], args: Sequence[Any], seconds: float) -> Any:
-        """Run a script; whatever stands in its way is `Unavailable`."""
-        client = self._client
-        if self.problem or client is None:
-            raise Unavailable(self.problem or "Redis is being reached")
+        """Run a script; whatever stands in its way is `Unavailable`. Waiting for a turn is not Redis' time."""
+        self._usable()
         try:
-            async with asyncio.timeout(seconds):
-                return await self._run(client, text, [self._base, *keys], args)
+            async with self._turns:
+                client = self._usable()
+                async with asyncio.timeout(seconds):
+                    return await self._run(client, text, [self._base, *keys], args)
         except OutOfMemoryError as error:
             self.failures += 1
             raise Unavailable("Redis is full") from error
@@ -203,6 +205,11 @@ class Store:
             self.failures += 1
             self._lost(reason_of(error))
             raise Doubtful(self.problem) from error
+
+    def _usable(self) -> redis.Redis:
+        if self.problem or self._client is None:
+            raise Unavailable(self.problem or "Redis is being reached")
+        return self._client
 
     async def _run(self, client: redis.Redis, text: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         try:
@@ -234,11 +241,10 @@ class Store:
     async def _admit(self, args: Sequence[Any]) -> Sequence[Any]:
         if not self._settings.replicated:
             return cast(Sequence[Any], await self._call(scripts.ADMIT, (), args, self._settings.timeout_seconds))
-        client = self._client
-        if self.problem or client is None:
-            raise Unavailable(self.problem or "Redis is being reached")
+        self._usable()
         try:
-            async with client.client() as one:  # WAIT speaks of what was written on its own connection
+            # WAIT speaks of what was written on its own connection.
+            async with self._turns, self._usable().client() as one:
                 async with asyncio.timeout(self._settings.timeout_seconds):
                     answer = await self._run(one, scripts.ADMIT, [self._base], args)
                 if Verdict(answer[0].decode()) not in (Verdict.STORED, Verdict.AGAIN):

@@ -135,16 +135,16 @@ local function take(queue, entry, id)
 end
 
 local function stuck(queue)
-    local cursor = '0-0'
-    repeat
-        local found = redis.call('XAUTOCLAIM', queue, GROUP, READER, lease, cursor, 'COUNT', 1)
-        cursor = found[1]
+    while true do
+        -- Without this look XAUTOCLAIM would go through all that runs, ten at a time.
+        local idle = redis.call('XPENDING', queue, GROUP, 'IDLE', lease, '-', '+', 1)[1]
+        if not idle then return nil end
+        local found = redis.call('XAUTOCLAIM', queue, GROUP, READER, lease, idle[1], 'COUNT', 1)
         for _, item in ipairs(found[2]) do
             local job = take(queue, item[1], item[2][2])
             if job then return job end
         end
-    until cursor == '0-0'
-    return nil
+    end
 end
 
 local function fresh(queue)
