@@ -290,6 +290,8 @@ def user(*parts):
         {"type": "image_pil", "image_pil": {}},
         {"type": "image_url", "image_url": None, "uuid": "left-by-another"},
         {"type": "text", "text": "x", "uuid": 0},
+        image("http://example.com") | {"role": "user", "content": "looks like a message of text"},
+        {"role": "user", "content": [image("http://example.com")]},
     ],
 )
 def test_engines_are_never_sent_to_an_address_nor_into_memory_by_a_content_part(part):
@@ -297,6 +299,14 @@ def test_engines_are_never_sent_to_an_address_nor_into_memory_by_a_content_part(
     assert (refusal.status, refusal.code, refusal.param) == (400, "unsupported_parameter", "messages")
     embedded = refused({"input": [{"type": "function_call_output", "output": [part]}]}, route=RESPONSES)
     assert embedded.param == "input"
+
+
+def test_an_item_that_looks_like_text_hides_no_media():
+    item = {"type": "function_call_output", "role": "user", "content": "x", "output": [image("http://example.com")]}
+    assert refused({"input": [item]}, route=RESPONSES).param == "input"
+    assert refused({"input": [image("http://example.com") | {"role": "user", "content": "x"}]}, route=RESPONSES)
+    tool = {"role": "tool", "tool_call_id": "1", "name": "f", "content": [image("http://example.com")]}
+    assert refused({"messages": [{"role": "user", "content": "x"}, tool]}).param == "messages"
 
 
 def test_media_as_data_pass_and_are_bounded_in_number_and_size():

@@ -116,6 +116,8 @@ def test_unary_usage_is_found_without_reading_the_answer():
         assert usage.find(json.dumps(answer).encode()) == usage.find(orjson.dumps(answer)) == told
     embedding = {"data": [{"embedding": [0.1] * 2000}], "usage": {"prompt_tokens": 8, "total_tokens": 8}}
     assert usage.find(json.dumps(embedding).encode()) == Usage(8, 0, True)
+    nested = {"prompt_tokens": 8, "prompt_tokens_details": {"cached_tokens": 3}, "completion_tokens": 4}
+    assert usage.find(json.dumps({"usage": nested, "x": {}}).encode()) == Usage(8, 4, True)
     message = {"usage": {"cache_read_input_tokens": 3, "input_tokens": 2, "output_tokens": 4}, "stop_reason": "x"}
     assert usage.find(json.dumps(message).encode()) == Usage(5, 4, True)
     for nothing in (b"", b"{}", b'{"usage":null}', b'{"usage":{}}', b'{"usage":{"prompt_tokens":-1}}', b'"usage"'):

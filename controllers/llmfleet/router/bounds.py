@@ -20,6 +20,7 @@ _FORBIDDEN_PARTS: Final = frozenset({"audio_embeds", "image_embeds", "image_pil"
 _MEDIA_KEYS: Final = frozenset(
     {"audio_url", "file", "file_data", "file_url", "image_url", "input_audio", "source", "video_url"}
 )
+_MEDIA_FIELDS: Final = ("messages", "input", "system")
 _URL_KEYS: Final = frozenset({"audio_url", "file_url", "image_url", "url", "video_url"})
 _INNER: Final = ("content", "output")  # of a part or an item: may hold parts again
 
@@ -46,8 +47,8 @@ def whole(value: object) -> int | None:
 
 def answers(document: dict[str, Any], counts_prompts: bool) -> int:
     """Return how many choices an answer has; each must have a finish reason before `[DONE]`."""
-    count = whole(document.get("n", 1))
-    count = count if count is not None and count > 0 else 1
+    n = document.get("n")
+    count = 1 if n is None else max(1, whole(n) or 1)
     return count * _prompts(document.get("prompt")) if counts_prompts else count
 
 
@@ -187,40 +188,50 @@ _CHECKS: Final[dict[str, Callable[[str, Any, Limits], None]]] = {
 
 def _check_media(document: dict[str, Any], limits: Limits, urls: MediaUrls) -> None:
     """Count media parts and their bytes, and keep engines from being sent to addresses."""
-    parts = size = 0
-    for field in ("messages", "input", "system"):
+    for field in _MEDIA_FIELDS:
         items = document.get(field)
-        if type(items) is not list:
+        if type(items) is list and not _texts(items):
+            _check_parts(field, items, limits, urls)
+
+
+def _texts(items: list[Any]) -> bool:
+    """Whether a list is messages of text and nothing else, as most are."""
+    for item in items:
+        if type(item) is not dict or len(item) != 2 or "role" not in item or type(item.get("content")) is not str:
+            return False
+    return True
+
+
+def _check_parts(field: str, items: list[Any], limits: Limits, urls: MediaUrls) -> None:
+    parts = size = 0
+    for part in _parts(items, field):
+        media = _media(part, field)
+        if media is None:
             continue
-        for part in _parts(items):
-            media = _media(part, field)
-            if media is None:
-                continue
-            parts += 1
-            size += _measure(media, field, urls)
-            if parts > limits.max_media_parts:
-                raise _too_much(field, limits.max_media_parts, "media parts")
-            if size > limits.max_media_bytes:
-                raise _too_much(field, limits.max_media_bytes, "bytes of media")
+        parts += 1
+        size += _measure(media, field, urls)
+        if parts > limits.max_media_parts:
+            raise _too_much(field, limits.max_media_parts, "media parts")
+        if size > limits.max_media_bytes:
+            raise _too_much(field, limits.max_media_bytes, "bytes of media")
 
 
-def _parts(items: list[Any]) -> Iterator[dict[str, Any]]:
-    """Yield every part, also those inside tool results; a message of text alone costs one look."""
-    stack = [items]
+def _parts(items: list[Any], field: str) -> Iterator[dict[str, Any]]:
+    """Yield every content part, also those inside tool results. A message itself is none, whatever it holds."""
+    stack, messages = [items], field == "messages"
     while stack:
         for item in stack.pop():
             if type(item) is not dict:
                 continue
-            content = item.get("content")
-            if type(content) is str and "role" in item:
-                continue
-            yield item
+            if not messages:
+                yield item
             for key in _INNER:
                 inner = item.get(key)
                 if type(inner) is list:
                     stack.append(inner)
                 elif type(inner) is dict:
                     stack.append([inner])
+        messages = False
 
 
 def _media(part: dict[str, Any], field: str) -> dict[str, Any] | None:

@@ -47,13 +47,20 @@ class Bucket:
 class Account:
     """What one tenant has left here."""
 
-    __slots__ = ("in_flight", "requests", "tenant", "tokens")
+    __slots__ = ("fraction", "in_flight", "requests", "room", "tenant", "tokens")
 
-    def __init__(self, tenant: Tenant, now: float) -> None:
-        self.tenant = tenant
+    def __init__(self, tenant: Tenant, now: float, fraction: float) -> None:
         self.in_flight = 0
-        self.requests = Bucket(max(1.0, tenant.rpm), now)
-        self.tokens = Bucket(max(1.0, tenant.tokens_per_minute), now)
+        self.requests = Bucket(1.0, now)
+        self.tokens = Bucket(1.0, now)
+        self.adapt(tenant, fraction)
+
+    def adapt(self, tenant: Tenant, fraction: float) -> None:
+        """Take other limits, or another part of them."""
+        self.tenant, self.fraction = tenant, fraction
+        self.room = max(1, math.floor(tenant.concurrency * fraction))
+        self.requests.resize(max(1.0, tenant.rpm * fraction))
+        self.tokens.resize(max(1.0, tenant.tokens_per_minute * fraction))
 
 
 class Lease:
@@ -87,18 +94,23 @@ class Quotas:
         """Admit a request, or refuse it with the reason; None: this tenant has no limit at all."""
         if not (tenant.rpm or tenant.tokens_per_minute or tenant.concurrency):
             return None
-        account = self._account(tenant, now)
-        if tenant.concurrency and account.in_flight >= max(1, math.floor(tenant.concurrency * self.fraction)):
-            raise self._refusal(account, "concurrency", 1.0)
-        if tenant.rpm and (wait := account.requests.wait(1)) > 0:
-            raise self._refusal(account, "requests", wait)
-        if tenant.tokens_per_minute and (wait := account.tokens.wait(tokens)) > 0:
-            raise self._refusal(account, "tokens", wait)
+        account = self._accounts.get(tenant.name)
+        if account is None:
+            account = self._accounts[tenant.name] = Account(tenant, now, self.fraction)
+        elif account.tenant is not tenant or account.fraction != self.fraction:
+            account.adapt(tenant, self.fraction)
+        if tenant.concurrency and account.in_flight >= account.room:
+            raise self._refusal(account, "concurrency", 1.0, now)
+        requests, bucket, taken = account.requests, account.tokens, 0.0
+        if tenant.rpm and requests.fill(now) < 1:
+            raise self._refusal(account, "requests", requests.wait(1), now)
+        if tenant.tokens_per_minute:
+            taken = tokens
+            if bucket.fill(now) < min(tokens, bucket.size):
+                raise self._refusal(account, "tokens", bucket.wait(tokens), now)
         account.in_flight += 1
-        if tenant.rpm:
-            account.requests.level -= 1
-        taken = tokens if tenant.tokens_per_minute else 0.0
-        account.tokens.level -= taken
+        requests.level -= 1
+        bucket.level -= taken
         return Lease(account, taken)
 
     def in_flight(self, name: str) -> int:
@@ -110,19 +122,10 @@ class Quotas:
         """Forget tenants that are no longer named and have nothing open."""
         self._accounts = {n: a for n, a in self._accounts.items() if n in tenants or a.in_flight}
 
-    def _account(self, tenant: Tenant, now: float) -> Account:
-        account = self._accounts.get(tenant.name)
-        if account is None:
-            account = self._accounts[tenant.name] = Account(tenant, now)
-        account.tenant = tenant
-        account.requests.resize(max(1.0, tenant.rpm * self.fraction))
-        account.tokens.resize(max(1.0, tenant.tokens_per_minute * self.fraction))
+    def _refusal(self, account: Account, limit: str, wait: float, now: float) -> Refusal:
+        tenant = account.tenant
         account.requests.fill(now)
         account.tokens.fill(now)
-        return account
-
-    def _refusal(self, account: Account, limit: str, wait: float) -> Refusal:
-        tenant = account.tenant
         key = (tenant.name, limit)
         self.refused[key] = self.refused.get(key, 0) + 1
         most = {

@@ -42,6 +42,12 @@ def find(answer: bytes) -> Usage | None:
     start = answer.rfind(b'"usage"')
     if start < 0:
         return None
+    first, last = answer.find(b"{", start, start + 20), answer.find(b"}", start, start + WINDOW)
+    if 0 < first < last:
+        try:
+            return read(orjson.loads(answer[first : last + 1]))
+        except orjson.JSONDecodeError:
+            pass  # objects inside the object
     prompt = completion = 0
     for is_prompt, count in _COUNTS.findall(answer, start, start + WINDOW):
         if is_prompt:
