@@ -280,8 +280,8 @@ class Exchange(Attempt):
             self._refuse(refusal, "refused")
             return
         self.pool.budget.requests += 1
-        # Nobody passes those who wait already.
-        backend = None if self.pool.room else self.choose()
+        # Nobody passes those who wait already, but a job that is due: it waited in Redis.
+        backend = None if self.waits and self.pool.room else self.choose()
         if backend is not None:
             self._dispatch(backend)
         elif (refusal := self._wait()) is not None:

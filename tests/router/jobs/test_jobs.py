@@ -303,6 +303,28 @@ async def test_while_direct_traffic_takes_every_slot_a_job_gets_the_next_one_tha
 
 
 @scenario
+async def test_a_job_that_is_due_gets_the_next_slot_before_those_who_wait(redis_server):
+    async with JobBed(redis_server, silent(), slots=2) as bed:
+        clients = [await bed.client() for _ in range(6)]
+        for client in clients:
+            await client.send()
+        await bed.until(lambda: bed.router.waiting("m") == 4, "four to wait")
+        path = await bed.put()
+        await bed.until(lambda: bed.jobs.waiting("m") == 1, "the job to be claimed")
+        clients[0].writer.close()
+        await bed.until(lambda: bed.jobs.worker.running("m") == 1, "the job at an engine")
+        assert bed.router.waiting("m") == 4
+        # Its share is one slot: with it in use, those who wait come first again.
+        other = await bed.put()
+        clients[1].writer.close()
+        await bed.until(lambda: bed.router.waiting("m") == 3, "one of those who wait")
+        assert (await bed.get(other)).json["status"] == "queued"
+        await bed.get(path, "DELETE")
+        await bed.until(lambda: bed.in_flight() == 2)
+        assert bed.engines[0].max_active <= 2
+
+
+@scenario
 async def test_the_same_key_is_the_same_job(redis_server):
     async with JobBed(redis_server, ok()) as bed:
         first = await bed.put(Idempotency_Key="abc")
