@@ -6,7 +6,7 @@ Same bytes in both charts, and equal to the table that the code keeps (both test
 {{- /* llmfleet.operatorReadRules: what the operator watches and looks up, in every namespace it watches. */}}
 {{- define "llmfleet.operatorReadRules" -}}
 - apiGroups: [serving.ai]
-  resources: [llmclusters]
+  resources: [llmclusters, llmclusterautoscalers]
   verbs: [get, list, watch]
 - apiGroups: [apps]
   resources: [statefulsets]

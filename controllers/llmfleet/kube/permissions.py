@@ -43,6 +43,7 @@ OPERATOR: Final = (
         group="serving.ai", resource="llmclusters", verbs=(*READ, "patch"), why="read specs; finalizer, annotations"
     ),
     Permission(group="serving.ai", resource="llmclusters/status", verbs=("patch",), why="status"),
+    Permission(group="serving.ai", resource="llmclusterautoscalers", verbs=READ, why="models that sleep"),
     Permission(group="apps", resource="statefulsets", verbs=(*READ, "create", "patch"), why="the group"),
     Permission(
         group="apps",

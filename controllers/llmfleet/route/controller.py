@@ -17,11 +17,11 @@ from llmfleet.kube import selections
 from llmfleet.kube.client import Api
 from llmfleet.kube.errors import Conflict, KubeError
 from llmfleet.kube.execute import execute
-from llmfleet.kube.refs import Key, Manifest, key_of
+from llmfleet.kube.refs import AUTOSCALER, Key, Manifest, key_of
 from llmfleet.kube.selectors import SelectorError, parse_selector
 from llmfleet.kube.watch.client import Cache
 from llmfleet.kube.workqueue import Manager
-from llmfleet.route.fleet import NOTHING, Entries, build_document, build_entries
+from llmfleet.route.fleet import NOTHING, Entries, build_document, build_entries, promised_models
 from llmfleet.route.publish import Publication, plan_publication
 from llmfleet.settings import OperatorSettings
 from llmfleet.telemetry import OperatorMetrics
@@ -52,9 +52,11 @@ def install(
         statefulsets=selections.statefulsets(manager, namespaces),
         engines=selections.engine_pods(manager, namespaces),
         routers=selections.router_pods(manager, namespaces),
+        scalers=manager.cache(AUTOSCALER, namespaces=namespaces, optional=True),
     )
     own = (route.backends, lambda configmap: [key_of(configmap)])
-    others = [(cache, route.affected) for cache in (route.clusters, route.statefulsets, route.engines, route.routers)]
+    watched = (route.clusters, route.statefulsets, route.engines, route.routers, route.scalers)
+    others = [(cache, route.affected) for cache in watched]
     manager.controller("route", route.reconcile, sources=[own, *others], rest=rest_after)
 
 
@@ -78,10 +80,12 @@ class RouteController:
         statefulsets: Cache,
         engines: Cache,
         routers: Cache,
+        scalers: Cache,
     ) -> None:
         self._api, self._identity, self._clock, self._metrics = api, identity, clock, metrics
         self.backends = backends
         self.clusters, self.statefulsets, self.engines, self.routers = clusters, statefulsets, engines, routers
+        self.scalers = scalers
         self._entries: dict[Key, Entries] = {}
 
     def affected(self, obj: Manifest) -> Iterable[Key]:
@@ -114,7 +118,9 @@ class RouteController:
                 known=self._entries.get(key, NOTHING),
             )
             # No selector means no peers, not every router of the namespace.
-            return build_document(entries, select(self.routers.list(key.namespace), routers) if routers else ())
+            found = select(self.routers.list(key.namespace), routers) if routers else ()
+            promised = promised_models(self.scalers.list(key.namespace), parse_selector(clusters))
+            return build_document(entries, found, promised)
         except SelectorError as error:
             raise SelectorError(f"ConfigMap {key}: {error}") from None
 

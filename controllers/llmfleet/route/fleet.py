@@ -11,7 +11,7 @@ silence to a guess: an endpoint is listed only when the group that runs now is t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -96,7 +96,20 @@ def build_entry(instance: Instance, versions: tuple[int, ...]) -> Entry:
     return Entry(versions=versions, models=model_names(instance), state=state_of(instance, endpoint), endpoint=endpoint)
 
 
-def build_document(entries: Entries, routers: Iterable[Manifest]) -> Document:
+def promised_models(scalers: Iterable[Manifest], selects: Callable[[Mapping[str, str]], bool]) -> tuple[str, ...]:
+    """Models that autoscalers would make instances of, for routers that would serve those: known also while asleep."""
+    names: dict[str, None] = {}
+    for scaler in scalers:
+        spec = scaler.get("spec") or {}
+        blocks = (spec, spec.get("prefill") or {}, spec.get("decode") or {})
+        for template in (block.get("instanceTemplate") or {} for block in blocks):
+            promised = {"spec": template.get("spec")}
+            if selects(template.get("labels") or {}) and routing_of(promised).enabled:
+                names |= dict.fromkeys(asked_by(promised).models)
+    return tuple(sorted(names))
+
+
+def build_document(entries: Entries, routers: Iterable[Manifest], promised: Iterable[str] = ()) -> Document:
     """The whole document for one release's routers: every model that an instance serves or will serve."""
     endpoints: dict[str, list[Endpoint]] = {}
     states: dict[str, list[ModelState]] = {}
@@ -104,6 +117,9 @@ def build_document(entries: Entries, routers: Iterable[Manifest]) -> Document:
         for model in entry.models:
             endpoints.setdefault(model, []).extend([entry.endpoint] if entry.endpoint else [])
             states.setdefault(model, []).append(entry.state)
+    for model in promised:
+        endpoints.setdefault(model, [])
+        states.setdefault(model, [ModelState.ASLEEP])
     models = {
         model: Model(state=best_state(states[model]), endpoints=tuple(endpoints[model])) for model in sorted(endpoints)
     }

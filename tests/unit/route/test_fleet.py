@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmfleet.api.document import Document, Endpoint, ModelState, State, parse_document, render
+from llmfleet.api.document import Document, Endpoint, Model, ModelState, State, parse_document, render
 from llmfleet.deploy.records import RECORDS_ANNOTATION, Records, parse_records, render_records
-from llmfleet.route.fleet import GROUP_ANNOTATION, build_document, build_entries, parse_members
+from llmfleet.kube.selectors import parse_selector
+from llmfleet.route.fleet import GROUP_ANNOTATION, build_document, build_entries, parse_members, promised_models
 
-from .world import annotated, cluster, deleted, pod, router, statefulset
+from .world import NS, annotated, cluster, deleted, pod, router, statefulset
 
 
 def document(**world: Any) -> Document:
@@ -301,3 +302,33 @@ def test_an_instance_that_did_not_change_is_not_looked_at_again() -> None:
     facts = {"clusters": objects[:1], "statefulsets": objects[1:2], "pods": objects[2:]}
     first = build_entries(**facts)
     assert build_entries(**facts, known=first)["a"] is first["a"]
+
+
+def scaler(name: str = "s", **labels: str) -> dict[str, object]:
+    template = {"labels": {"app.kubernetes.io/instance": "rel", **labels}, "spec": {"model": "org/z", "replicas": 1}}
+    return {"metadata": {"name": name, "namespace": NS}, "spec": {"mode": "monolithic", "instanceTemplate": template}}
+
+
+def test_a_model_whose_fleet_is_empty_is_listed_as_asleep() -> None:
+    promised = promised_models([scaler()], parse_selector("app.kubernetes.io/instance=rel"))
+    assert promised == ("org/z",)
+    document = build_document({}, [], promised)
+    assert document.models == {"org/z": Model(state=ModelState.ASLEEP, endpoints=())}
+
+
+def test_a_model_of_another_release_or_that_is_not_routed_is_not_promised() -> None:
+    selects = parse_selector("app.kubernetes.io/instance=rel")
+    hidden = scaler("hidden")
+    hidden["spec"]["instanceTemplate"]["spec"]["router"] = {"enabled": False}  # type: ignore[index]
+    other = scaler(**{"app.kubernetes.io/instance": "other"})
+    assert promised_models([hidden, other, {"spec": {}}], selects) == ()
+
+
+def test_both_roles_of_a_disaggregated_fleet_promise_their_models() -> None:
+    blocks = {role: {"instanceTemplate": {"labels": {}, "spec": {"model": role}}} for role in ("prefill", "decode")}
+    assert promised_models([{"spec": blocks}], parse_selector("")) == ("decode", "prefill")
+
+
+def test_an_instance_says_more_than_a_promise() -> None:
+    entries = build_entries(clusters=[cluster()], statefulsets=[], pods=[])
+    assert build_document(entries, [], ("m",)).models["m"].state is ModelState.WAKING
