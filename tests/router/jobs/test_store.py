@@ -119,7 +119,7 @@ async def test_fifty_clients_at_once_fill_the_queue_exactly(redis_server):
 
 @scenario
 async def test_two_hundred_at_once_wait_in_turn_and_none_of_them_for_a_redis_that_is_away(redis_server):
-    async with connected(redis_server, timeout_seconds=0.5) as store:
+    async with connected(redis_server, timeout_seconds=20) as store:
         order: list[int] = []
 
         async def client(number: int) -> None:
