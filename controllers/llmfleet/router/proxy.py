@@ -193,11 +193,12 @@ class Router:
         """A health check of an engine ended. One that is too busy for it, but sends tokens, is alive."""
         now = self.loop.time()
         alive = alive or self._heard(backend, now - self.settings.health.check_timeout_seconds)
+        was_lost = backend.vitals.lost
         why = backend.vitals.checked(now, self.rules, alive=alive)
         if why is not None:
             self._leave_out(backend, why, now)
-        elif alive:
-            self.fleet.reopen()
+        elif was_lost and alive:
+            self._take_back(backend)
         if backend.vitals.lost and not alive and not self.fleet.panics(backend):
             # From the loop: the exchanges that are freed may be the ones that are on the way here.
             self.loop.call_soon(self._free, backend)
@@ -209,6 +210,11 @@ class Router:
         self.fleet.reopen()
         fields = {"llmcluster": backend.instance, "reason": str(why), "seconds": round(backend.vitals.until - now, 1)}
         log.warning("engine left out", extra={"fields": fields})
+
+    def _take_back(self, backend: Backend) -> None:
+        self.fleet.reopen()
+        log.info("engine taken back", extra={"fields": {"llmcluster": backend.instance}})
+        self.serve()
 
     def exchanges(self) -> Iterator[Exchange]:
         """Go over every request on its way."""
@@ -346,8 +352,7 @@ class Router:
     def _look_after(self, backend: Backend, now: float, *, checked: bool) -> None:
         vitals = backend.vitals
         if vitals.tick(now, self.rules, checked=checked):
-            self.fleet.reopen()
-            log.info("engine taken back", extra={"fields": {"llmcluster": backend.instance}})
+            self._take_back(backend)
         why = vitals.counted(now, backend.picks, backend.failures, self.rules)
         if why is not None:
             self._leave_out(backend, why, now)
