@@ -31,7 +31,7 @@ START_SECONDS = 90
 
 SETTINGS: dict[str, Any] = {
     "timeouts": {"firstEventSeconds": 3, "stallSeconds": 2, "connectSeconds": 2},
-    "drain": {"settleSeconds": 3, "timeoutSeconds": 60},
+    "drain": {"settleSeconds": 5, "timeoutSeconds": 60},
 }
 
 
@@ -158,11 +158,11 @@ class Bed:
         old.process.kill()
         await old.process.wait()
 
-    async def rest(self) -> None:
+    async def rest(self, seconds: float) -> None:
         """Wait until the last router holds nothing, or say what it holds in the end."""
         router = self.current
         assert router is not None
-        for _ in range(150):
+        for _ in range(int(seconds * 5)):
             in_flight, waiting = await router.held()
             if not in_flight and not waiting:
                 break

@@ -41,6 +41,7 @@ class Plan:
     fault_every: float = 3.0
     burst: int = 30  # requests at once, now and then
     mutant: str = ""
+    rest: float = 30.0  # seconds in which everything held must have been given back
 
 
 def wish(plan: Plan, number: int, chance: random.Random) -> Wish:
@@ -77,7 +78,7 @@ async def run(plan: Plan, say: Callable[[str], None] = lambda _: None) -> Histor
             calls, sightings = await _clients(bed, plan, chance, say)
             over.set()
             await nemesis
-            await bed.rest()
+            await bed.rest(plan.rest)
             return History(
                 calls=calls,
                 tries=await _settled(bed, calls),

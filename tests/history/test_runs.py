@@ -39,6 +39,6 @@ def test_every_planted_router_has_an_expectation():
 
 @pytest.mark.parametrize("mutant", sorted(CAUGHT_BY))
 def test_a_planted_router_is_caught(mutant):
-    plan = Plan(requests=500, rate=150.0, seed=5, mutant=mutant, bad=0.3, leavers=0.1, slots=3, burst=40)
+    plan = Plan(requests=500, rate=150.0, seed=5, mutant=mutant, bad=0.3, leavers=0.1, slots=3, burst=40, rest=6)
     found = check(uvloop.run(run(plan)))
     assert CAUGHT_BY[mutant] in {violation.invariant for violation in found}, mutant

@@ -22,7 +22,7 @@ import peers
 import programs
 
 TICKS = os.sysconf("SC_CLK_TCK")
-START_SECONDS = 180
+START_SECONDS = 300
 READY_SECONDS = 20
 BAD = ("badStatus", "badEnd", "badEvents", "cut", "reset", "refused", "timedOut")
 

@@ -224,10 +224,14 @@ PEERS: tuple[Peer, ...] = (
     Peer(name="envoy", title="Envoy", start=_envoy, streams=True),
     Peer(name="vllm-router", title="vllm-router, round_robin", start=_vllm_router, needed=True, streams=True),
     Peer(
-        name="vllm-router-default", title="vllm-router, cache_aware (its default)", start=_vllm_router_default, rounds=3
+        name="vllm-router-default",
+        title="vllm-router, cache_aware (its default)",
+        start=_vllm_router_default,
+        rounds=2,
+        least=300,
     ),
-    Peer(name="sglang-router", title="sglang-router, round_robin", start=_sglang_router, rounds=3),
-    Peer(name="litellm", title="litellm", start=_litellm, rounds=2, least=60),
+    Peer(name="sglang-router", title="sglang-router, round_robin", start=_sglang_router, rounds=2),
+    Peer(name="litellm", title="litellm", start=_litellm, rounds=1, least=60),
     Peer(name="full-pd", title="llmfleet, prefill/decode", start=_ours_pd, tests=("pd",), needed=True, header=AUTH),
     Peer(name="vllm-router-pd", title="vllm-router, prefill/decode", start=_vllm_router_pd, tests=("pd",), needed=True),
 )
