@@ -98,7 +98,8 @@ def test_changed_router_settings_roll_the_router_and_nothing_else() -> None:
     changed = {name for name, spec in pod_specs(after).items() if spec != pod_specs(before)[name]}
     assert changed == {"Deployment/demo-router"}
     settings = find(after, "ConfigMap", "demo-router-settings")["data"]["settings.yaml"]
-    assert yaml.safe_load(settings) == {"logLevel": "debug"}
+    redis = {"url": "redis://demo-redis.team-a.svc:6379/0", "prefix": "team-a/demo"}
+    assert yaml.safe_load(settings) == {"logLevel": "debug", "redis": redis}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
