@@ -74,9 +74,8 @@ def test_a_whole_life_needs_no_right_that_is_not_in_the_table(
         server.call("PATCH", AUTOSCALER.path(namespace, "llama"), {"spec": {"instances": 3}}, content_type=MERGE)
         eventually(lambda: len(clusters(api, namespace)) == 3, seconds=30)
         eventually(lambda: reason(api, ref) in ("ExternalTarget", "OnTarget"), seconds=30)
-        found = server.call("GET", AUTOSCALER.path(namespace, "llama", "scale")).body
-        assert found["status"]["replicas"] == 3
-        assert found["status"]["selector"] == "serving.ai/fleet=prod"
+        eventually(lambda: scale_status(server, namespace).get("replicas") == 3, seconds=30)
+        assert scale_status(server, namespace)["selector"] == "serving.ai/fleet=prod"
         text = autoscaler.page()
         assert api.get(Ref(kind=LEASE, namespace=namespace, name="llmfleet-autoscaler"))["spec"]["holderIdentity"]
     finally:
@@ -88,6 +87,11 @@ def test_a_whole_life_needs_no_right_that_is_not_in_the_table(
     assert f'llmfleet_autoscaler_desired_instances{{fleet="{namespace}/llama",role="both"}} 3.0' in text
     decided = [json.loads(line) for line in written.splitlines()]
     assert "ExternalTarget" in {line.get("reason") for line in decided if line["message"] == "fleet decided"}
+
+
+def scale_status(server: Apiserver, namespace: str) -> dict[str, Any]:
+    """What an HPA reads."""
+    return dict(server.call("GET", AUTOSCALER.path(namespace, "llama", "scale")).body["status"])
 
 
 def reason(api: Api, ref: Ref) -> str:
