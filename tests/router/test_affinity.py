@@ -7,6 +7,8 @@ from itertools import count
 
 import orjson
 import pytest
+from bed import CHAT, Bed, scenario
+from engine import ok
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -184,6 +186,7 @@ class Backend:
     name: str = ""
     in_flight: int = 0
     slots: int = 8
+    limit: int = 256
     number: int = field(default_factory=lambda: next(numbers))
 
 
@@ -253,3 +256,60 @@ def test_the_choice_knows_the_prefix_and_is_within_its_bound(loads, learnt):
     if choice is not None:
         assert fleet.index(choice) in learnt
         assert choice.backend.in_flight <= 1.25 * (sum(loads) + 1) / len(loads)
+
+
+# ---- in a router ----
+
+
+def turn(number: int, conversation: str) -> dict:
+    return {"model": "m"} | chat("be brief", f"about {conversation}", *["well", "and?"] * number)
+
+
+@scenario
+async def test_a_conversation_stays_with_its_engine_and_conversations_are_spread():
+    async with Bed(ok(), ok(), ok()) as bed:
+        for conversation in ("trees", "rivers", "clouds"):
+            for number in range(5):
+                client = await bed.client()
+                await client.send(turn(number, conversation) | {"seed": number})
+                assert (await client.answer()).status == 200
+                client.writer.close()
+        served = [{request.json["messages"][1]["content"] for request in engine.requests} for engine in bed.engines]
+        assert sum(map(len, served)) == 3, "a conversation went to two engines"
+        pool = bed.router.fleet.models["m"]
+        assert pool.hits >= 12
+        text = (await bed.admin("/metrics")).decode()
+        assert f'llmfleet_router_prefixes_total{{model="m",result="hit"}} {float(pool.hits)}' in text
+
+
+@scenario
+async def test_a_session_stays_with_its_engine_whatever_it_says():
+    async with Bed(ok(), ok(), ok()) as bed:
+        for number in range(12):
+            body = {"model": "m", "messages": [{"role": "user", "content": f"{number}"}]}
+            await bed.ask(body, headers={"X-Session-Id": f"s{number % 3}"})
+        engines = [{r.json["messages"][0]["content"] for r in engine.requests} for engine in bed.engines]
+        assert sorted(map(len, engines)) == [4, 4, 4]
+        assert all(len({int(n) % 3 for n in numbers}) == 1 for numbers in engines)
+        assert not any(request.header("x-session-id") for engine in bed.engines for request in engine.requests)
+
+
+@scenario
+async def test_one_prefix_in_demand_is_spread_by_load():
+    async with Bed(ok(delay=0.3), ok(delay=0.3), ok(delay=0.3), slots=10) as bed:
+        clients = [await bed.client() for _ in range(24)]
+        for client in clients:
+            await client.send(CHAT)
+        await bed.until(lambda: bed.in_flight() == 24, "all requests in flight")
+        assert sorted(b.in_flight for b in bed.router.fleet.backends.values()) in ([7, 8, 9], [8, 8, 8], [7, 7, 10])
+        for client in clients:
+            assert (await client.answer()).status == 200
+            client.writer.close()
+
+
+@scenario
+async def test_without_affinity_equal_requests_take_turns():
+    async with Bed(ok(), ok(), settings={"affinity": {"enabled": False}}) as bed:
+        for _ in range(6):
+            await bed.ask(CHAT)
+        assert [len(engine.requests) for engine in bed.engines] == [3, 3]

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmfleet.api.document import Document, Endpoint, Model, ModelState, Role, State
+from llmfleet.router.affinity import Affinity
 from llmfleet.router.pick import Fleet, ModelPool, pick
 
 
@@ -154,3 +155,76 @@ def test_an_eligible_free_slot_is_always_found_and_never_exceeded(shapes, steps)
             chosen.in_flight += 1
             held.append(chosen)
         assert all(c.backend.in_flight <= c.backend.slots for c in pool.candidates)
+
+
+# ---- prefixes ----
+
+
+def near_fleet(*endpoints: Endpoint) -> ModelPool:
+    fleet = Fleet(affinity=Affinity(block_bytes=1024, max_entries=1000, load_factor=1.25, session_headers=()))
+    fleet.apply(Document(models={"m": Model(endpoints=endpoints)}))
+    return fleet.models["m"]
+
+
+def test_a_prefix_returns_to_the_engine_that_had_it():
+    pool = near_fleet(engine("a"), engine("b"), engine("c"))
+    first = [pick(pool, keys=[key]).instance for key in (1, 2, 3)]
+    assert sorted(first) == ["a", "b", "c"]
+    assert [pick(pool, keys=[key, key + 10]).instance for key in (3, 1, 2, 2, 2, 1)] == [
+        first[key - 1] for key in (3, 1, 2, 2, 2, 1)
+    ]
+    assert (pool.hits, pool.misses, pool.spread) == (6, 3, 0)
+
+
+def test_an_engine_used_for_its_cache_does_not_lose_its_turns_for_long():
+    pool = near_fleet(engine("a"), engine("b"))
+    for _ in range(1000):
+        assert pick(pool, keys=[1]).instance == "a"
+    others = "".join(pick(pool).instance for _ in range(100))
+    assert others.count("a") >= 40
+
+
+def test_a_canary_keeps_its_weight_though_every_prompt_begins_alike():
+    pool = near_fleet(
+        engine("s1", weight=50, engine_revision="old"),
+        engine("s2", weight=45, engine_revision="old"),
+        engine("canary", weight=5, engine_revision="new"),
+    )
+    served = Counter(pick(pool, keys=[1]).instance for _ in range(1000))
+    assert 40 <= served["canary"] <= 60
+
+
+def test_a_canary_that_was_away_does_not_catch_up():
+    pool = near_fleet(engine("s", engine_revision="old"), engine("c", engine_revision="new", slots=1))
+    canary = next(c.backend for c in pool.open if c.backend.instance == "c")
+    canary.in_flight = 1
+    for _ in range(500):
+        assert pick(pool, keys=[1]).instance == "s"
+    canary.in_flight = 0
+    assert 40 <= Counter(pick(pool, keys=[1]).instance for _ in range(100))["c"] <= 50 + 40
+
+
+def test_a_prefix_never_leads_past_a_better_tier_a_full_engine_or_the_one_to_avoid():
+    pool = near_fleet(engine("far", tier=1), engine("near"), engine("near2"))
+    far, near, near2 = (c.backend for c in pool.open)
+    for backend in (far, near):
+        pool.affinity.index.learn([1], backend.number)
+    assert pick(pool, keys=[1]) is near
+    assert pick(pool, avoid=near, keys=[1]) is near2
+    near.in_flight = near.limit
+    assert pick(pool, keys=[1]) is near2
+
+
+@given(
+    keys=st.lists(st.integers(0, 5), max_size=40), slots=st.integers(1, 4), weights=st.tuples(*[st.integers(1, 9)] * 3)
+)
+def test_with_prefixes_too_a_free_slot_is_found_and_never_exceeded(keys, slots, weights):
+    pool = near_fleet(
+        *(engine(f"e{i}", slots=slots, weight=w, engine_revision=str(i % 2)) for i, w in enumerate(weights))
+    )
+    for number, key in enumerate(keys):
+        chosen = pick(pool, keys=[key])
+        assert (chosen is None) == (number >= 3 * slots)
+        if chosen is not None:
+            chosen.in_flight += 1
+            assert chosen.in_flight <= chosen.slots

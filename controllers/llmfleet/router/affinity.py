@@ -9,6 +9,7 @@ Nothing depends on the index being right: a wrong entry costs a cache miss. It n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from math import ceil
 from typing import Any, Final, Protocol, TypeVar
@@ -23,6 +24,7 @@ SPARSE_AFTER: Final = 64  # keys, from which on short messages get none of their
 SHORT: Final = 256  # bytes
 WIDER_AFTER: Final = 16  # blocks of one size, then they are four times as long
 MAX_BITS: Final = 256
+MAX_SEEDS: Final = 10_000
 
 # Mixed into the running hash so that the same words from another speaker are another prefix.
 _ROLES: Final = {
@@ -195,6 +197,7 @@ class Engine(Protocol):
     number: int  # nobody else's, ever
     in_flight: int
     slots: int
+    limit: int  # of the slots, those that are this router's
 
 
 class Candidate(Protocol):
@@ -208,6 +211,37 @@ class Candidate(Protocol):
 
 
 C = TypeVar("C", bound=Candidate)
+
+
+class Affinity:
+    """The keys of requests and the index of one router."""
+
+    __slots__ = ("_block", "_seeds", "_session", "factor", "index")
+
+    def __init__(
+        self, *, block_bytes: int, max_entries: int, load_factor: float, session_headers: Sequence[str]
+    ) -> None:
+        self.index = PrefixIndex(max_entries)
+        self.factor = load_factor
+        self._block = block_bytes
+        self._seeds: dict[tuple[str, str], int] = {}
+        names = b"|".join(re.escape(name.encode()) for name in session_headers) or rb"(?!)"
+        self._session = re.compile(rb"\r\n(?:" + names + rb"):[ \t]*([^\r]+)", re.IGNORECASE)
+
+    def keys(self, tenant: str, model: str, dialect: Dialect, document: dict[str, Any], head: bytes) -> list[int]:
+        """Return the keys of a request; the session that a client names, by header or in the body, comes last."""
+        seed = self._seeds.get((tenant, model))
+        if seed is None:
+            if len(self._seeds) >= MAX_SEEDS:
+                self._seeds.clear()
+            seed = self._seeds[tenant, model] = seed_of(tenant, model)
+        keys = prefix_keys(dialect, document, seed, self._block)
+        named = self._session.search(head)
+        if named is not None:
+            keys.append(session_key(seed, named[1].strip()))
+        elif isinstance(session := document.get("prompt_cache_key"), str) and session:
+            keys.append(session_key(seed, session.encode()))
+        return keys
 
 
 def nearest(index: PrefixIndex, keys: Sequence[int], candidates: Sequence[C], factor: float) -> tuple[C | None, bool]:
@@ -230,6 +264,8 @@ def nearest(index: PrefixIndex, keys: Sequence[int], candidates: Sequence[C], fa
                 continue
             known = True
             busy = backend.in_flight
+            if busy >= backend.limit:
+                continue
             if busy >= backend.slots >> 4:
                 if fair < 0.0:
                     fair = factor * _average(candidates)

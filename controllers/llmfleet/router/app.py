@@ -199,6 +199,11 @@ def gauges(router: Router, watch: Watch, gossip: Gossip) -> RouterGauges:
         draining=router.draining,
         peers=peers,
         peers_heard=heard,
+        prefixes=tuple(
+            (name, result, count)
+            for name, pool in router.fleet.models.items()
+            for result, count in (("hit", pool.hits), ("miss", pool.misses), ("spread", pool.spread))
+        ),
         quarantined=router.quarantine.refused,
         panic=tuple((pool.name, pool.panic, pool.budget.refused) for pool in router.fleet.models.values()),
         queues=tuple(

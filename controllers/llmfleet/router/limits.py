@@ -177,7 +177,7 @@ class Disaggregation:
     """How requests of a model with prefill and decode engines are split."""
 
     max_prefills_in_flight_per_decode: int = setting(16, 1, 100_000)
-    max_waiting: int = setting(100, 0, 100_000)
+    max_waiting: int = setting(100, 1, 100_000)
     max_handoffs_per_prefill: int = setting(256, 1, 1_000_000)
     kv_lease_seconds: float = setting(30, 0.1, 86400)
     kv_timeout_seconds: float = setting(5, 0.05, 3600)
@@ -186,6 +186,17 @@ class Disaggregation:
     bypass_prefill: BypassPrefill = field(default=BypassPrefill(), metadata={"section": BypassPrefill})
     breaker_failures: int = setting(3, 1, 1000)
     breaker_seconds: float = setting(5, 0.05, 3600)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Affinity:
+    """Requests go where the beginning of their prompt is cached."""
+
+    enabled: bool = switch(True)
+    block_bytes: int = setting(1024, 64, 1 << 20)
+    max_entries: int = setting(65536, 2, 10_000_000)
+    load_factor: float = setting(1.25, 1, 100)
+    session_headers: tuple[str, ...] = field(default=("x-session-id",), metadata={"headers": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +211,7 @@ class Settings:
     disaggregation: Disaggregation = Disaggregation()
     body: Body = Body()
     access_log: AccessLog = AccessLog()
+    affinity: Affinity = Affinity()
     classes: Mapping[str, int] = field(default_factory=lambda: {"high": -10, "standard": 0, "low": 10})
     forward_headers: tuple[str, ...] = (
         "accept",
@@ -226,7 +238,9 @@ SECTIONS: Final[dict[str, Any]] = {
     "disaggregation": Disaggregation,
     "body": Body,
     "access_log": AccessLog,
+    "affinity": Affinity,
 }
+_HEADER: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 # Fields that frame a message or that are the router's to set towards an engine.
 _NEVER_FORWARDED: Final = frozenset(
@@ -297,6 +311,8 @@ def _section(kind: Any, raw: object, path: str) -> Any:
 def _value(value: object, spec: Any, path: str) -> Any:
     if spec.name == "classes":
         return _classes(value, path)
+    if "headers" in spec.metadata:
+        return _session_headers(value, path)
     if "section" in spec.metadata:
         return _section(spec.metadata["section"], value, path)
     if "switch" in spec.metadata:
@@ -353,6 +369,12 @@ def _priorities(value: object) -> Mapping[str, int]:
     if DEFAULT_CLASS not in classes:
         raise SettingsError(f"classes: {DEFAULT_CLASS} is missing, it is the class of tenants that name none")
     return dict(classes)
+
+
+def _session_headers(value: object, path: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) and _HEADER.fullmatch(name) for name in value):
+        raise SettingsError(f"{path}: write a list of header names")
+    return tuple(name.lower() for name in value)
 
 
 def _headers(value: object) -> tuple[str, ...]:

@@ -7,16 +7,22 @@ is over. It never waits, opens a connection or reads a clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any, Final
 
 from llmfleet.api.document import Document, Endpoint, Model, ModelState, Role, State
+from llmfleet.router.affinity import Affinity, nearest
 from llmfleet.router.disagg.ledger import Breaker, Ledger
 from llmfleet.router.health import Vitals, deceiving, may_eject
 from llmfleet.router.queue import WaitingRoom
 from llmfleet.router.retries import Budget
 
 LAST_TIER: Final = 1 << 20  # added to the tier of an engine that looks bad and is used all the same
+LOT_SLACK: Final = 8  # requests that one revision may be ahead of its part for the sake of their prefixes
+MAX_TURNS: Final = 8  # that an engine can be ahead of its turn, by requests that came for its cache
+
+_numbers = count()
 
 
 class Backend:
@@ -36,6 +42,7 @@ class Backend:
         "ledger",
         "limit",
         "listed",
+        "number",
         "picks",
         "pod_uid",
         "port",
@@ -48,6 +55,7 @@ class Backend:
     )
 
     def __init__(self, endpoint: Endpoint) -> None:
+        self.number = next(_numbers)  # no other engine of this process ever has it
         self.pod_uid = endpoint.pod_uid
         self.address = endpoint.address
         self.host_field = endpoint.address.encode()
@@ -80,7 +88,7 @@ class Backend:
 class Candidate:
     """A backend in the light of one model."""
 
-    __slots__ = ("backend", "draining", "rank", "tier", "turn", "weight")
+    __slots__ = ("backend", "draining", "lot", "rank", "tier", "turn", "weight")
 
     def __init__(self, backend: Backend, endpoint: Endpoint, turn: float) -> None:
         self.backend = backend
@@ -88,14 +96,28 @@ class Candidate:
         self.weight = endpoint.weight
         self.draining = endpoint.state is State.DRAINING
         self.turn = turn
+        self.lot: Lot | None = None
+
+
+class Lot:
+    """The engines of one revision beside those of another: how much of the work they have had, by weight."""
+
+    __slots__ = ("had", "weight")
+
+    def __init__(self, had: float) -> None:
+        self.had = had
+        self.weight = 0
 
 
 class Group:
     """The candidates of one model and one role, and the clock of their turns."""
 
-    __slots__ = ("candidates", "clock", "open", "panic")
+    __slots__ = ("affinity", "candidates", "clock", "hits", "lots", "misses", "open", "panic", "spread")
 
-    def __init__(self) -> None:
+    def __init__(self, affinity: Affinity | None = None) -> None:
+        self.affinity = affinity
+        self.hits = self.misses = self.spread = 0  # prefixes: went where it is known; not known; known, but busy
+        self.lots: dict[str, Lot] = {}  # by revision, if there are several
         self.candidates: list[Candidate] = []
         self.open: list[Candidate] = []  # those that take new requests, free or not
         self.clock = 0.0
@@ -113,6 +135,38 @@ class Group:
         for candidate in takers:
             candidate.rank = candidate.tier if candidate.backend.vitals.why is None else candidate.tier + LAST_TIER
         self.open = takers if self.panic else good
+        self._divide()
+
+    def _divide(self) -> None:
+        """Keep account of each revision's part while there are several."""
+        before, self.lots = self.lots, {}
+        for candidate in self.open:
+            lot = self.lots.setdefault(candidate.backend.revision, Lot(0.0))
+            lot.weight += candidate.weight
+            candidate.lot = lot
+        for revision, lot in self.lots.items():
+            lot.had = before[revision].had if revision in before else max((b.had for b in before.values()), default=0.0)
+        if len(self.lots) < 2:
+            self.lots = {}
+            for candidate in self.open:
+                candidate.lot = None
+
+    def ahead(self, candidate: Candidate) -> bool:
+        """Whether a revision has had more than its weight gives it; for a prefix alone it gets no more then."""
+        lot = candidate.lot
+        if lot is None or not self.lots:
+            return False
+        slack = LOT_SLACK / sum(other.weight for other in self.lots.values())
+        return lot.had > min(other.had for other in self.lots.values()) + slack
+
+    def account(self, candidate: Candidate) -> None:
+        """Count one request for a revision; one that could not take its part for long does not catch up."""
+        lot = candidate.lot
+        if lot is not None:
+            lot.had += 1.0 / lot.weight
+            behind = lot.had - 4 * LOT_SLACK / sum(other.weight for other in self.lots.values())
+            for other in self.lots.values():
+                other.had = max(other.had, behind)
 
 
 class ModelPool(Group):
@@ -120,14 +174,14 @@ class ModelPool(Group):
 
     __slots__ = ("budget", "decode", "name", "prefill", "room", "state")
 
-    def __init__(self, name: str) -> None:
-        super().__init__()
+    def __init__(self, name: str, affinity: Affinity | None = None) -> None:
+        super().__init__(affinity)
         self.name = name
         self.state = ModelState.SERVING
         self.budget = Budget()
         self.room: WaitingRoom | None = None  # once somebody had to wait
-        self.prefill = Group()
-        self.decode = Group()
+        self.prefill = Group(affinity)
+        self.decode = Group(affinity)
 
     def slots(self) -> int:
         """Count the slots that requests of this model may get."""
@@ -143,16 +197,38 @@ class ModelPool(Group):
         return bool(self.prefill.candidates or self.decode.candidates)
 
 
-def pick(pool: Group, avoid: Backend | None = None, among: list[Candidate] | None = None) -> Backend | None:
+def pick(
+    pool: Group, avoid: Backend | None = None, among: list[Candidate] | None = None, keys: Sequence[int] = ()
+) -> Backend | None:
     """Return the engine for the next request and count its turn, or None when no slot is free.
 
-    Lowest tier first, then least in-flight per weight, then whose turn it is. Turns advance by 1/weight, so idle
-    engines are used in proportion to their weights; one that was away does not catch up.
+    Lowest tier first; there the engine that knows the longest prefix, if it has no more than its part of the load; else
+    the least in-flight per weight, then whose turn it is. Turns advance by 1/weight, so idle engines are used in
+    proportion to their weights; one that was away does not catch up.
     """
+    candidates = pool.open if among is None else among
+    next_one = best = _next_in_turn(pool, candidates, avoid)
+    if best is None:
+        return None
+    if keys and pool.affinity is not None:
+        best = _near(pool, pool.affinity, candidates, avoid, keys, best)
+    turn = max(best.turn, pool.clock)
+    if best is next_one:
+        pool.clock = turn
+    else:
+        turn = min(turn, pool.clock + MAX_TURNS / best.weight)
+    best.turn = turn + 1.0 / best.weight
+    if pool.lots:
+        pool.account(best)
+    best.backend.picks += 1
+    return best.backend
+
+
+def _next_in_turn(pool: Group, candidates: Sequence[Candidate], avoid: Backend | None) -> Candidate | None:
     best: Candidate | None = None
     best_tier, best_load, best_turn = 0, 0.0, 0.0
     clock = pool.clock
-    for candidate in pool.open if among is None else among:
+    for candidate in candidates:
         backend = candidate.backend
         busy = backend.in_flight
         if busy >= backend.limit or backend is avoid:
@@ -167,20 +243,42 @@ def pick(pool: Group, avoid: Backend | None = None, among: list[Candidate] | Non
             elif load > best_load or (load == best_load and turn >= best_turn):
                 continue
         best, best_tier, best_load, best_turn = candidate, tier, load, turn
-    if best is None:
-        return None
-    pool.clock = best_turn
-    best.turn = best_turn + 1.0 / best.weight
-    best.backend.picks += 1
-    return best.backend
+    return best
+
+
+def _near(
+    pool: Group,
+    affinity: Affinity,
+    candidates: Sequence[Candidate],
+    avoid: Backend | None,
+    keys: Sequence[int],
+    best: Candidate,
+) -> Candidate:
+    """Return the engine that knows the prefix, or whose turn it is; either knows it from now on."""
+    rank = best.rank
+    alike = [c for c in candidates if c.rank == rank and c.backend is not avoid]
+    if len(alike) > 1:
+        found, known = nearest(affinity.index, keys, alike, affinity.factor)
+        if found is not None and not pool.ahead(found):
+            pool.hits += 1
+            best = found
+        elif known:
+            pool.spread += 1
+            if found is not None:
+                best = _next_in_turn(pool, [c for c in alike if not pool.ahead(c)], avoid) or best
+        else:
+            pool.misses += 1
+    affinity.index.learn(keys, best.backend.number)
+    return best
 
 
 class Fleet:
     """Every model of the current document and every engine that still has work."""
 
-    __slots__ = ("_panic_share", "backends", "generation", "models")
+    __slots__ = ("_panic_share", "affinity", "backends", "generation", "models")
 
-    def __init__(self, panic_share: float = 0.5) -> None:
+    def __init__(self, panic_share: float = 0.5, affinity: Affinity | None = None) -> None:
+        self.affinity = affinity
         self._panic_share = panic_share
         self.models: dict[str, ModelPool] = {}
         self.backends: dict[tuple[str, str], Backend] = {}
@@ -228,7 +326,7 @@ class Fleet:
 
     def _pool(self, name: str, document: Document) -> ModelPool:
         model = document.models[name]
-        pool = self.models.get(name) or ModelPool(name)
+        pool = self.models.get(name) or ModelPool(name, self.affinity)
         pool.state = model.state
         for group, role in zip(pool.groups(), (Role.BOTH, Role.PREFILL, Role.DECODE), strict=True):
             self._fill(group, model, role)

@@ -46,6 +46,7 @@ class Admitted(NamedTuple):  # made per request: a frozen dataclass takes three 
     drops_usage: bool = False  # the router asked for the usage event, the client did not
     max_tokens: int = 0  # of each choice; 0: not said
     size: int = 0  # of the client's body
+    document: dict[str, Any] = {}  # noqa: RUF012 - what the client's body says; nobody changes it
 
 
 ENGINE_ROUTES: Final = {
@@ -101,7 +102,7 @@ def admit(route: Route, raw: bytes, settings: Settings, ours: bytes = b"") -> Ad
     if choices > limits.max_prompts and choices > limits.max_choices:
         message = f"n times prompts: at most {limits.max_prompts} answers are taken here"
         raise Refusal(status=400, code=Code.LIMIT_EXCEEDED, message=message, param="n")
-    return Admitted(model, sent, choices, streams, drops, _tokens(document), len(raw))
+    return Admitted(model, sent, choices, streams, drops, _tokens(document), len(raw), document)
 
 
 def _tokens(document: dict[str, Any]) -> int:

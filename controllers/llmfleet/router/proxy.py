@@ -23,6 +23,7 @@ import orjson
 
 from llmfleet.api.document import ModelState
 from llmfleet.router import errors, http1, keys, policy, quota
+from llmfleet.router.affinity import Affinity
 from llmfleet.router.disagg.relay import exchange_for
 from llmfleet.router.errors import Code, Refusal
 from llmfleet.router.health import LOST, Rules, Why
@@ -34,7 +35,7 @@ from llmfleet.router.retries import Quarantine
 from llmfleet.router.shares import Room
 from llmfleet.router.sse import Dialect
 from llmfleet.router.usage import Record
-from llmfleet.router.waits import MESSAGES, Waits, retry_after
+from llmfleet.router.waits import Waits, retry_after, why_rejected
 from llmfleet.telemetry import RouterMetrics
 
 if TYPE_CHECKING:  # Redis' client is only for routers with jobs
@@ -68,6 +69,19 @@ LINGERING: Final = Phase.LINGERING
 CLOSING: Final = Phase.CLOSING
 
 
+def affinity_of(settings: Settings) -> Affinity | None:
+    """Return where prefixes are remembered, if they are."""
+    rules = settings.affinity
+    if not rules.enabled:
+        return None
+    return Affinity(
+        block_bytes=rules.block_bytes,
+        max_entries=rules.max_entries,
+        load_factor=rules.load_factor,
+        session_headers=rules.session_headers,
+    )
+
+
 class Router:
     """What all connections of a process share."""
 
@@ -77,12 +91,13 @@ class Router:
         self.loop = loop
         self.settings = settings
         self.metrics = metrics
-        self.fleet = Fleet(settings.health.panic_share)
+        self.affinity = affinity_of(settings)
+        self.fleet = Fleet(settings.health.panic_share, self.affinity)
         self.rules = _rules(settings)
         self.quarantine = Quarantine(
             after=settings.retries.quarantine_after, seconds=settings.retries.quarantine_seconds
         )
-        self.waits = Waits(settings.queue)
+        self.waits = Waits(settings.queue, settings.disaggregation.max_waiting)
         self.reading = 0  # bytes of bodies that are being read
         self.loaded = False  # a valid document was adopted
         self.loaded_at = 0.0  # by the wall clock: shown to clients as the models' creation time
@@ -126,7 +141,7 @@ class Router:
         rejected = self.waits.enter(exchange, now, hold=seconds, beside=self.reading)
         if rejected is None:
             return None
-        refusal = errors.overloaded(Code.OVERLOADED, f"{MESSAGES[rejected.reason]}, try again later")
+        refusal = errors.overloaded(Code.OVERLOADED, f"{why_rejected(rejected.reason, pool)}, try again later")
         refusal.extra = b"retry-after: %d\r\nx-llmfleet-rejected: %b\r\n" % (
             rejected.retry_after,
             rejected.reason.encode(),
@@ -571,6 +586,8 @@ class Client(asyncio.Protocol):
             now,
         )
         exchange.tenant, exchange.lease = tenant, lease
+        if router.affinity is not None and route.streams and (len(pool.open) > 1 or pool.disaggregated):
+            exchange.keys = router.affinity.keys(tenant.name, pool.name, route.dialect, admitted.document, reader.head)
         exchange.start()
 
     def _who(self) -> Tenant:

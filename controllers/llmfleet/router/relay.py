@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from llmfleet.router import errors, http1
@@ -223,6 +224,7 @@ class Exchange(Attempt):
         "_ttft_seen",
         "answer",
         "engine",
+        "keys",
         "lease",
         "queued",
         "reason",
@@ -258,6 +260,7 @@ class Exchange(Attempt):
         self.started = self.last = now
         self.engine: Backend | None = None  # the last that was asked
         self._ttft_seen = False
+        self.keys: Sequence[int] = ()  # of the prefixes of its prompt
         self.tenant: Tenant = ANONYMOUS
         self.lease: Lease | None = None  # of the tenant's quota
         self.size = admitted.size
@@ -294,7 +297,7 @@ class Exchange(Attempt):
         avoid, pool = self._avoid, self.pool
         if avoid is None or pool.disaggregated or not any(c.backend is not avoid for c in pool.open):
             return self._choose()
-        return pick(pool, avoid=avoid)
+        return pick(pool, avoid=avoid, keys=self.keys)
 
     def _wait(self) -> Refusal | None:
         """Wait for a slot, or say why not."""
@@ -342,7 +345,7 @@ class Exchange(Attempt):
 
     def _choose(self) -> Backend | None:
         """Return the engine for the first attempt."""
-        return pick(self.pool)
+        return pick(self.pool, keys=self.keys)
 
     def _dispatch(self, backend: Backend) -> None:
         """Send the request to an engine that was picked for it."""
@@ -390,7 +393,7 @@ class Exchange(Attempt):
         others = (c.backend for group in (self.pool, self.pool.decode) for c in group.open)
         if not any(other is not self._backend and not other.vitals.lost for other in others):
             return False
-        if self.router.quarantine.suspects and self.router.quarantine.holds(self.body, self.router.loop.time()):
+        if self.router.quarantine.suspects and self.router.quarantine.holds(self.asked(), self.router.loop.time()):
             return False
         if not (self._free(verdict) or self._affordable()):
             return False
@@ -407,7 +410,7 @@ class Exchange(Attempt):
     def _other(self, verdict: Again) -> Backend | None:
         """Return the engine for another attempt."""
         failed = self._backend
-        other = pick(self.pool, avoid=failed)
+        other = pick(self.pool, avoid=failed, keys=self.keys)
         if other is None and verdict.same_engine and failed is not None and failed.listed:
             other = failed
         return other
