@@ -166,6 +166,7 @@ class RouterGauges:
     handoffs: tuple[HandoffGauges, ...] = ()
     peers: int = 0
     peers_heard: int = 0
+    prefixes: tuple[tuple[str, str, int], ...] = ()  # model, result, how often
     quarantined: int = 0
     queues: tuple[tuple[str, int, int], ...] = ()  # model, requests that wait, bytes of their bodies
     panic: tuple[tuple[str, bool, int], ...] = ()  # model, whether, second attempts that the budget refused
@@ -305,6 +306,14 @@ class RouterMetrics:
             "Since the backends document in use was adopted; -1 before the first.",
             state.document_age_seconds,
         )
+        prefixes = CounterMetricFamily(
+            "llmfleet_router_prefixes",
+            "Requests by what was known of their prompt: hit, miss, spread (known, but that engine had its part).",
+            labels=["model", "result"],
+        )
+        for model, result, count in state.prefixes:
+            prefixes.add_metric([model, result], count)
+        yield prefixes
         yield GaugeMetricFamily("llmfleet_router_peers", "Other routers that the document lists.", state.peers)
         yield GaugeMetricFamily("llmfleet_router_peers_heard", "Those that answered lately.", state.peers_heard)
         yield CounterMetricFamily("llmfleet_router_document_loads", "Backends documents adopted.", self.document_loads)
