@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmfleet.api.document import Document, Endpoint, Model, Role, State
@@ -195,6 +195,7 @@ def test_requests_for_one_engine_never_reach_one_half_of_a_pair():
     assert not pool_of(engine("e", Role.BOTH)).disaggregated
 
 
+@settings(deadline=None, derandomize=True)
 @given(
     prefills=st.lists(st.tuples(st.sampled_from(["r1", "r2"]), st.integers(1, 3)), max_size=4),
     decodes=st.lists(st.tuples(st.sampled_from(["r1", "r2"]), st.integers(1, 4)), max_size=4),
@@ -339,6 +340,7 @@ def test_an_answer_without_a_handoff_is_none(answer):
         read_handoff(answer, 0, SETTINGS)
 
 
+@settings(deadline=None, derandomize=True)
 @given(
     st.dictionaries(
         st.sampled_from([*PARAMS, "extra"]),
@@ -370,6 +372,7 @@ def test_a_read_handoff_is_owed_no_longer_and_any_other_until_its_lease_ends():
     assert ledger.fates == {Fate.USED: 1, Fate.FAILED: 1, Fate.ABANDONED: 1}
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.sampled_from(list(Fate)), st.floats(0, 100)), max_size=40), st.floats(0, 100))
 def test_outstanding_is_what_is_pending_and_what_may_still_be_held(events, now):
     ledger = Ledger()

@@ -139,6 +139,33 @@ async def test_short_prompts_bypass_the_prefill_engine_when_told_to():
         assert bed.counter("ways") == {"bypass": 1, "split": 1}
 
 
+def talk(turns, length=3000):
+    """A conversation of so many turns; each begins with the one before."""
+    said = [{"role": "user" if n % 2 == 0 else "assistant", "content": f"{n} " * length} for n in range(turns)]
+    return {"model": "m", "messages": said}
+
+
+@scenario
+async def test_a_conversation_stays_on_the_pair_that_has_it_cached():
+    async with Split(p0=offering(), p1=offering(), p2=offering(), d0=ok(), d1=ok(), d2=ok()) as bed:
+        for turns in (1, 3, 5, 7):
+            assert (await bed.ask(talk(turns))).status == 200
+        assert sorted(len(bed.asked(n)) for n in ("p0", "p1", "p2")) == [0, 0, 4]
+        assert sorted(len(bed.asked(n)) for n in ("d0", "d1", "d2")) == [0, 0, 4]
+        assert bed.counter("ways") == {"split": 4}
+
+
+@scenario
+async def test_a_prompt_that_a_decode_engine_has_nearly_whole_goes_straight_to_it():
+    async with Split({"bypassPrefill": {"minPrefixHit": 0.7}}, p0=offering(), d0=ok(), d1=ok()) as bed:
+        assert (await bed.ask(talk(1))).status == 200
+        (first,) = [n for n in ("d0", "d1") if bed.asked(n)]
+        assert (await bed.ask(talk(3))).status == 200, "a third of it is known: split"
+        assert (await bed.ask(talk(4))).status == 200, "three quarters are known"
+        assert bed.counter("ways") == {"split": 2, "bypass": 1}
+        assert len(bed.asked(first)) == 3 and "kv_transfer_params" not in bed.asked(first)[-1].json
+
+
 @scenario
 async def test_a_clients_own_transfer_params_never_reach_an_engine():
     async with Split(p0=offering(), d0=ok()) as bed:
@@ -217,6 +244,56 @@ async def test_headroom_is_given_back_at_the_first_event_and_the_slot_at_the_end
         client.writer.close()
         await bed.until(lambda: bed.in_flight() == 0)
         assert bed.fates() == {"p0": {"used": 1}}
+
+
+@scenario
+async def test_who_waits_for_a_decode_slot_starts_in_order_when_there_is_one():
+    async with Split(slots=1, p0=offering(), d0=ok(delay=0.1)) as bed:
+        clients = [await bed.client() for _ in range(4)]
+        for number, client in enumerate(clients):
+            await client.send(CHAT | {"seed": number})
+            await bed.until(lambda number=number: bed.in_flight() + bed.router.waiting("m") >= number + 1)
+        answers = await asyncio.gather(*(client.answer() for client in clients))
+        assert [a.status for a in answers] == [200] * 4
+        assert [r.json["seed"] for r in bed.asked("d0")] == [0, 1, 2, 3]
+        assert bed.engines[1].max_active == 1 and bed.counter("ways") == {"split": 4}
+        bed.nothing_held()
+
+
+@scenario
+async def test_headroom_that_a_first_event_gives_back_starts_the_next_first_leg():
+    settings = {"maxPrefillsInFlightPerDecode": 1}
+    async with Split(settings, p0=offering(delay=0.1), d0=ok(tokens=20, gap=0.05)) as bed:
+        one, two = await bed.client(), await bed.client()
+        await one.send(STREAM)
+        await bed.until(lambda: len(bed.asked("p0")) == 1)
+        await two.send(STREAM)
+        await bed.until(lambda: bed.router.waiting("m") == 1)
+        await one.head()
+        await bed.until(lambda: len(bed.asked("p0")) == 2, "the second first leg")
+        assert bed.backend("d0").in_flight == 2, "the first answer still runs"
+        one.writer.close()
+        assert (await two.answer()).status == 200
+        await bed.until(lambda: bed.in_flight() == 0)
+        bed.nothing_held()
+
+
+@scenario
+async def test_a_full_waiting_room_before_the_first_leg_says_that_decode_is_saturated():
+    async with Split({"maxWaiting": 3}, slots=1, p0=offering(), d0=ok(delay=1.0)) as bed:
+        clients = [await bed.client() for _ in range(4)]
+        for number, client in enumerate(clients):
+            await client.send(CHAT)
+            await bed.until(lambda number=number: bed.in_flight() + bed.router.waiting("m") >= number + 1)
+        await bed.until(lambda: bed.router.waiting("m") == 3)
+        refused = await bed.ask(CHAT)
+        assert (refused.status, refused.error["code"]) == (503, "server_is_overloaded")
+        assert "decode capacity saturated" in refused.error["message"] and int(refused.headers["retry-after"]) >= 1
+        for client in clients[1:]:
+            client.writer.close()
+        await bed.until(lambda: bed.router.waiting("m") == 0)
+        assert (await clients[0].answer()).status == 200
+        assert len(bed.asked("p0")) == 1, "nothing was computed for those who waited"
 
 
 # ---- the first leg fails ----
@@ -319,7 +396,7 @@ async def test_a_prefill_engine_that_is_declared_lost_frees_the_request_that_wai
 @scenario
 async def test_a_handoff_that_fails_is_not_held_against_the_decode_engine():
     async with Split(p0=offering(), d0=ok()) as bed:
-        bed.engines[1].script = [status(500), ok()] * 6
+        bed.engines[1].script = [status(500), ok(), events(error_event(500), DONE), ok(), events(), ok()]
         for _ in range(3):
             assert (await bed.ask(STREAM)).events == WHOLE_STREAM
         assert bed.backend("d0").failures == 0 and bed.backend("d0").vitals.why is None

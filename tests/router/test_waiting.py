@@ -339,7 +339,7 @@ def test_nobody_ever_waits_beside_a_free_slot_whatever_happens_in_which_order(st
     both = Endpoint(instance="ab", address="ab:1", pod_uid="ab", slots=1)
     fleet = Fleet()
     fleet.apply(Document(models={n: Model(endpoints=(own[n], both)) for n in own}))
-    waits, people, now = Waits(Queue(ttl_seconds=20)), [], 0.0
+    waits, people, now = Waits(Queue(ttl_seconds=20), 100), [], 0.0
     for what, number in steps:
         running = [p for p in people if p.at is not None]
         waiting = [p for p in people if p.ticket is not None]

@@ -39,10 +39,11 @@ class Waiter(Protocol):
 class Waits:
     """Every room that somebody waits in."""
 
-    __slots__ = ("_queue", "_serving", "again", "bytes", "pools", "routers")
+    __slots__ = ("_queue", "_serving", "_split_capacity", "again", "bytes", "pools", "routers")
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, split_capacity: int) -> None:
         self._queue = queue
+        self._split_capacity = split_capacity  # of a model whose requests are split over two engines
         self._serving = False
         self.pools: dict[str, ModelPool] = {}  # those with somebody waiting
         # Those whose engine was lost: they want another one, come first, and hold nobody up who does not mind which.
@@ -55,7 +56,7 @@ class Waits:
         pool, tenant = waiter.pool, waiter.tenant
         room = pool.room
         if room is None:
-            room = pool.room = WaitingRoom(self._capacity(), self._queue.max_waiting_bytes, self._queue.ttl_seconds)
+            room = pool.room = WaitingRoom(self._capacity(pool), self._queue.max_waiting_bytes, self._queue.ttl_seconds)
             room.drain.slots = pool.slots()
         if self.bytes + beside + waiter.size > self._queue.max_waiting_bytes:
             return Rejected(reason=Reason.BYTES, retry_after=retry_after(room, now))
@@ -141,7 +142,7 @@ class Waits:
             room = pool.room
             if room is None:
                 continue
-            room.limit_count = self._capacity()
+            room.limit_count = self._capacity(pool)
             room.drain.slots = pool.slots()
             for ticket in room.expire(now):
                 self._gone(ticket, pool)
@@ -155,8 +156,11 @@ class Waits:
         count = len(pool.room) if pool is not None and pool.room is not None else 0
         return count + sum(waiter.pool.name == model for waiter in self.again)
 
-    def _capacity(self) -> int:
-        return max(1, -(-self._queue.capacity // self.routers))
+    def _capacity(self, pool: ModelPool) -> int:
+        capacity = self._queue.capacity
+        if pool.disaggregated:
+            capacity = min(capacity, self._split_capacity)
+        return max(1, -(-capacity // self.routers))
 
     def _gone(self, ticket: Waiting, pool: ModelPool) -> None:
         self.bytes -= ticket.size
@@ -177,3 +181,9 @@ MESSAGES: Final = {
     Reason.SHARE: "as many of your requests wait as may",
     Reason.TOO_LONG: "this request would wait longer than it may",
 }
+SATURATED: Final = "decode capacity saturated"
+
+
+def why_rejected(reason: Reason, pool: ModelPool) -> str:
+    """Say why a request may not wait."""
+    return SATURATED if reason is Reason.FULL and pool.disaggregated else MESSAGES[reason]

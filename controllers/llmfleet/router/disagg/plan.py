@@ -7,11 +7,13 @@ A hand-off is checked before it is passed on: an incomplete one ends a vLLM proc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 import orjson
 
+from llmfleet.router.affinity import PrefixIndex, nearest
 from llmfleet.router.limits import Disaggregation
 from llmfleet.router.pick import Backend, Candidate, ModelPool, pick
 from llmfleet.router.sse import Dialect
@@ -98,28 +100,56 @@ def pair(
     pool: ModelPool,
     settings: Disaggregation,
     now: float,
+    keys: Sequence[int] = (),
     *,
     avoid_decode: Backend | None = None,
     avoid_prefill: Backend | None = None,
 ) -> Pair | None:
-    """Choose a decode engine with a slot and headroom for one more prompt, then a prefill engine of its revision."""
+    """Choose a decode engine with a slot and headroom for one more prompt, then a prefill engine of its revision.
+
+    Of either side one that knows the longest beginning of the prompt, by its keys, if it is not too busy.
+    """
     ready = [c for c in pool.prefill.open if _may_prefill(c.backend, settings, now) and _free(c)]
     revisions = {c.backend.revision for c in ready if c.backend is not avoid_prefill}
     among = [c for c in pool.decode.open if c.backend.revision in revisions and has_headroom(c.backend, settings)]
-    decode = pick(pool.decode, avoid=avoid_decode, among=among)
+    decode = pick(pool.decode, avoid_decode, among, keys)
     if decode is None:
         return None
-    prefill = prefill_for(pool, decode, settings, now, avoid=avoid_prefill)
+    prefill = prefill_for(pool, decode, settings, now, keys, avoid=avoid_prefill)
     return None if prefill is None else Pair(decode, prefill)
 
 
 def prefill_for(
-    pool: ModelPool, decode: Backend, settings: Disaggregation, now: float, *, avoid: Backend | None = None
+    pool: ModelPool,
+    decode: Backend,
+    settings: Disaggregation,
+    now: float,
+    keys: Sequence[int] = (),
+    *,
+    avoid: Backend | None = None,
 ) -> Backend | None:
     """Choose a prefill engine whose KV this decode engine can read."""
     partners = [c for c in pool.prefill.open if c.backend.revision == decode.revision]
     among = [c for c in partners if _may_prefill(c.backend, settings, now)]
-    return pick(pool.prefill, avoid=avoid, among=among)
+    return pick(pool.prefill, avoid, among, keys)
+
+
+def cached(pool: ModelPool, settings: Disaggregation, keys: Sequence[int]) -> Backend | None:
+    """Return a free decode engine that has so much of a prompt that computing it elsewhere is not worth it."""
+    decode, least, affinity = pool.decode, settings.bypass_prefill.min_prefix_hit, pool.affinity
+    if not least or not keys or affinity is None:
+        return None
+    found, _ = nearest(affinity.index, keys, [c for c in decode.open if _free(c)], affinity.factor)
+    if found is None or known_share(affinity.index, keys, found.backend) < least:
+        return None
+    return pick(decode, among=[found], keys=keys)
+
+
+def known_share(index: PrefixIndex, keys: Sequence[int], backend: Backend) -> float:
+    """Return how much of a prompt an engine was given before, by its keys."""
+    bit = index.bit(backend.number)
+    known = next((n for n in range(len(keys), 0, -1) if index.holders(keys[n - 1]) & bit), 0)
+    return known / len(keys)
 
 
 def _free(candidate: Candidate) -> bool:

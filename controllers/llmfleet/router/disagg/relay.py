@@ -24,6 +24,7 @@ from llmfleet.router.pick import Backend, ModelPool, pick
 from llmfleet.router.policy import Admitted, Route
 from llmfleet.router.relay import MAX_ATTEMPTS, Attempt, Exchange, Requester, Services
 from llmfleet.router.sse import Dialect
+from llmfleet.router.waits import SATURATED
 from llmfleet.telemetry import ModelStats
 
 log = logging.getLogger(__name__)
@@ -112,11 +113,10 @@ class SplitExchange(Exchange):
         now: float,
     ) -> None:
         super().__init__(router, client, route, admitted, pool, stats, request_id, fields, keep_alive, version_10, now)
-        self._rules = rules = router.settings.disaggregation
-        body = admitted.body
+        self._rules = router.settings.disaggregation
+        self._whole_body = admitted.body
         dialect = route.dialect if route.streams else Dialect.PLAIN
-        self._way = plan.way_of(dialect, orjson.loads(body), admitted.choices, len(body), rules)
-        self._whole_body = body
+        self._way = plan.way_of(dialect, admitted.document, admitted.choices, len(admitted.body), self._rules)
         self._streams = admitted.streams
         self._partner: Backend | None = None  # chosen for the first leg that is about to be sent
         self._prefill: Backend | None = None  # has had the last first leg
@@ -131,23 +131,30 @@ class SplitExchange(Exchange):
 
     def _choose(self) -> Backend | None:
         """Return the engine that decodes; the one that prefills is remembered beside it."""
+        self._partner = None
         if self._way is not Way.SPLIT:
             return self._one()
-        decode = self._pair()
+        if (decode := plan.cached(self.pool, self._rules, self.keys)) is not None:
+            self._way = Way.BYPASS
+            return decode
+        # Not one that this request was lost with, if there is another.
+        decode = self._pair(self._avoid) or (self._pair() if self._avoid is not None else None)
         if decode is None and plan.any_prefill(self.pool, self._rules, self.router.loop.time()):
             return pick(self.pool)  # pairs are busy, not gone; engines that need no partner help out
-        return decode or (self._one() if self._may_fall_back() else pick(self.pool))
+        return decode or (self._one() if self._may_fall_back() else pick(self.pool, keys=self.keys))
 
     def _pair(self, avoid_decode: Backend | None = None, avoid_prefill: Backend | None = None) -> Backend | None:
         now = self.router.loop.time()
-        found = plan.pair(self.pool, self._rules, now, avoid_decode=avoid_decode, avoid_prefill=avoid_prefill)
+        found = plan.pair(
+            self.pool, self._rules, now, self.keys, avoid_decode=avoid_decode, avoid_prefill=avoid_prefill
+        )
         self._partner = None if found is None else found.prefill
         return None if found is None else found.decode
 
     def _one(self, avoid: Backend | None = None) -> Backend | None:
         """Return an engine for the whole request."""
         self._partner = None
-        return pick(self.pool, avoid) or pick(self.pool.decode, avoid)
+        return pick(self.pool, avoid, keys=self.keys) or pick(self.pool.decode, avoid, keys=self.keys)
 
     def _may_fall_back(self) -> bool:
         return self._rules.fallback == "prefillOnDecode"
@@ -158,7 +165,7 @@ class SplitExchange(Exchange):
         if fallen and pool.decode.open and not pool.open:
             return errors.overloaded(Code.NO_ENDPOINT, "no prefill engine of this model takes requests now")
         if pool.decode.open:
-            return errors.overloaded(Code.OVERLOADED, "decode capacity saturated, try again soon")
+            return errors.overloaded(Code.OVERLOADED, f"{SATURATED}, try again soon")
         return super()._no_slot()
 
     def _other(self, verdict: Again) -> Backend | None:
@@ -216,8 +223,8 @@ class SplitExchange(Exchange):
         prefill.breaker.taken(now)
         self._prefill, self._asked_at = prefill, now
         self._legs += 1
-        document = orjson.loads(self._whole_body)
-        self._leg = leg = LegOne(self, plan.leg_one(self.route.dialect, document))
+        body = plan.leg_one(self.route.dialect, orjson.loads(self._whole_body))
+        self._leg = leg = LegOne(self, body)
         leg.send(prefill, fresh=fresh or self._legs > 1)
 
     def prefilled(self, status: int, body: bytes) -> None:
@@ -271,7 +278,7 @@ class SplitExchange(Exchange):
             return
         other = None
         if self._legs < MAX_FIRST_LEGS and (reason in _ENGINE_GONE or self._affordable()):
-            other = plan.prefill_for(self.pool, decode, self._rules, now, avoid=prefill)
+            other = plan.prefill_for(self.pool, decode, self._rules, now, self.keys, avoid=prefill)
         if other is not None:
             self._ask(other)
         elif self._may_fall_back():
