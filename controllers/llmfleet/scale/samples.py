@@ -46,9 +46,8 @@ QUEUED: Final = "llmfleet_queue_requests"
 REFUSALS: Final = "llmfleet_router_refusals_total"
 IN_FLIGHT: Final = "llmfleet_router_in_flight_requests"
 ROUTER_NAMES: Final = frozenset({QUEUED, REFUSALS, IN_FLIGHT})
-WANT_OF_CAPACITY: Final = frozenset(
-    {"server_is_overloaded", "no_endpoint", "queue_full", "queue_bytes", "wait_too_long", "queue_timeout"}
-)
+WANT_OF_CAPACITY: Final = frozenset({"server_is_overloaded", "no_endpoint"})
+"""The router's own words for a request that found no room; any other refusal is no load."""
 
 LINE: Final = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?[ \t]+(\S+)")
 LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')

@@ -6,8 +6,9 @@ import pytest
 
 from llmfleet.api.autoscaler import MetricType
 from llmfleet.api.types import Role
+from llmfleet.router.errors import Code
 from llmfleet.scale.propose import percentile
-from llmfleet.scale.samples import ENGINE_NAMES, engine_from_text, read_text, router_from_text
+from llmfleet.scale.samples import ENGINE_NAMES, WANT_OF_CAPACITY, engine_from_text, read_text, router_from_text
 from llmfleet.scale.signals import EngineReading
 from llmfleet.scale.work import grown, rates_between, total
 from unit.scale.builders import PLAIN
@@ -127,3 +128,7 @@ def test_a_percentile_is_interpolated_as_prometheus_does(
     buckets: tuple[tuple[float, float], ...], expected: float
 ) -> None:
     assert percentile(buckets, 0.95) == pytest.approx(expected)
+
+
+def test_the_words_for_want_of_capacity_are_the_routers_own() -> None:
+    assert {str(code) for code in Code} >= WANT_OF_CAPACITY
