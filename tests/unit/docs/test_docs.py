@@ -210,7 +210,7 @@ def architecture_files() -> list[str]:
     return sorted(set(files) | set(folders))
 
 
-PLACES = ("", "controllers/llmfleet", "controllers/llmfleet/deploy", "controllers/llmfleet/route")
+PLACES = ("", *(f"controllers/llmfleet{part}" for part in ("", "/deploy", "/route", "/router")))
 
 
 def is_there(name: str) -> bool:
