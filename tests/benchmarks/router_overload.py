@@ -44,6 +44,12 @@ class Overload:
         base = measure.free_ports(ENGINES)
         self.engine = subprocess.Popen([str(programs.compiled("engine")), str(base), str(ENGINES)])
         self.engine_port = base
+        for _ in range(100):  # until it listens, its ports look free
+            try:
+                self.most_at_once()
+                break
+            except OSError:
+                time.sleep(0.1)
         self.port = measure.free_ports(2)
         endpoints = tuple(
             Endpoint(instance=f"e{i}", address=f"127.0.0.1:{base + i}", pod_uid=f"uid-{i}", slots=SLOTS)
@@ -59,8 +65,8 @@ class Overload:
             self.router = subprocess.Popen(command, stdout=log, stderr=log)
         for _ in range(600):
             try:
-                self.counters()
-                return self
+                if self.metrics():
+                    return self
             except OSError:
                 time.sleep(0.1)
         raise SystemExit("the router did not start")
@@ -69,11 +75,13 @@ class Overload:
         measure.stop(self.router)
         measure.stop(self.engine)
 
+    def metrics(self) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port + 1}/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+
     def counters(self) -> dict[str, float]:
         """Return the router's refusals by reason."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port + 1}/metrics", timeout=5) as answer:
-            text = answer.read().decode()
-        found = re.findall(r'^llmfleet_router_refusals_total\{.*?reason="([^"]+)"\} (\S+)', text, re.M)
+        found = re.findall(r'^llmfleet_router_refusals_total\{.*?reason="([^"]+)"\} (\S+)', self.metrics(), re.M)
         return {reason: float(value) for reason, value in found}
 
     def most_at_once(self) -> int:
@@ -106,9 +114,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="llmfleet-overload-") as folder, Overload(folder, options.deadline) as bed:
         usual = bed.at(PEAK / 2, 5.0)
-        print(
-            f"commit {peers._commit()}; {PEAK:.0f} requests/s is all the engines can; at half of that p99 is ", end=""
-        )
+        print(f"commit {peers.commit()}; {PEAK:.0f} requests/s is all the engines can; at half of that p99 is ", end="")
         print(f"{usual['p99'] / 1000:.0f} ms")
         print(
             "| load | goodput of peak | refused | refusal p50 ms | refusal p99 ms | expired of refused | recovered s |"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 
 import uvloop
 
@@ -39,6 +40,8 @@ def main() -> int:
     history = uvloop.run(run(plan, lambda text: print(f"history: {text}", file=sys.stderr, flush=True)))
     violations = check(history)
     print(tell(history))
+    for (invariant, what), count in Counter((v.invariant, v.what) for v in violations).most_common():
+        print(f"invariant {invariant}: {what}: {count} times")
     for violation in violations[:50]:
         print(violation)
     seconds = time.monotonic() - begun

@@ -62,6 +62,7 @@ def answers(history: History) -> Iterator[Violation]:
         what = _wrong_end(call, killed) or _wrong_content(call)
         if what:
             detail = {"how": call.how, "status": call.status, "pieces": len(call.pieces), "asked": call.asked}
+            detail["router"] = call.router
             yield Violation(invariant=1, what=what, tag=call.tag, detail=detail | {"error": call.error})
 
 
