@@ -89,7 +89,7 @@ async def test_an_engine_that_left_the_file_stays_counted_until_its_last_stream_
 
 @scenario
 async def test_in_flight_survives_a_document_that_names_the_same_pod_again():
-    async with Bed(ok(delay=0.4), slots=1) as bed:
+    async with Bed(ok(delay=0.4), slots=1, settings={"queue": {"overflow": "reject"}}) as bed:
         client = await bed.client()
         await client.send()
         await bed.until(lambda: bed.in_flight() == 1)

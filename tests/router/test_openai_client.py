@@ -54,7 +54,8 @@ async def test_errors_arrive_as_the_exceptions_their_status_stands_for():
 
 @scenario
 async def test_a_busy_fleet_is_retried_by_the_client_until_it_is_free():
-    async with Bed(ok(delay=0.4), slots=1) as bed, client_of(bed, retries=3) as client:
+    rules = {"queue": {"overflow": "reject"}}
+    async with Bed(ok(delay=0.4), slots=1, settings=rules) as bed, client_of(bed, retries=3) as client:
         both = [client.chat.completions.create(model="m", messages=MESSAGES) for _ in range(2)]
         answers = await asyncio.gather(*both)
         assert [a.choices[0].message.content for a in answers] == ["hello", "hello"]
