@@ -179,9 +179,11 @@ async def test_peers_nobody_answers_for_leave_an_equal_part():
         await bed.adopted(bed.publish())
         backend = next(iter(bed.router.fleet.backends.values()))
         assert backend.limit == 3
+        assert bed.router.waits.part(9, "m", 0) == 3
         bed.peers = (Peer(name="router-0", address="127.0.0.1:1", state=State.READY),)
         await bed.adopted(bed.publish())
         assert backend.limit == 9
+        assert bed.router.waits.part(9, "m", 0) == 9
         assert (await bed.ask(CHAT)).status == 200
         text = (await bed.admin("/metrics")).decode()
         assert 'llmfleet_router_endpoint_limit{llmcluster="e0",role="both"} 9.0' in text

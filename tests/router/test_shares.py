@@ -288,6 +288,15 @@ def test_bounds_on_waiting_are_shared_too():
     assert shares.part_of(1000, "m", 0, UNSEEN_SECONDS + 1) == 500
 
 
+def test_who_was_turned_away_wants_a_slot_but_does_not_wait():
+    shares = Shares("a", "1", 60.0)
+    shares.peers({"b": False}, 0.0)
+    loads, rooms = {"e": Load(4, 2)}, {"m": Room(["e"], 1, 0.5, 5)}
+    shares.tick(loads, rooms, draining=False, now=0.0)
+    report = shares.report(loads, rooms, draining=False, now=0.0)
+    assert report.engines["e"].wanted == 6 and report.waiting == {"m": 1}
+
+
 # ---- the parts ----
 
 rows = st.lists(

@@ -21,7 +21,7 @@ from typing import Any, Final
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 
-from llmfleet.api.document import DocumentError, Role, State, parse_document
+from llmfleet.api.document import DocumentError, Role, parse_document
 from llmfleet.router.client import check
 from llmfleet.router.keys import KeysError, parse_keys
 from llmfleet.router.limits import DEFAULT_CLASS, Settings, max_connections
@@ -116,7 +116,7 @@ class Watch(FileWatch):
         router.quotas.fraction = 1 / max(1, len(document.peers))
         if self.gossip is not None:
             self.gossip.adopted(document.peers)
-        router.adopted(sum(peer.state is State.READY for peer in document.peers))
+        router.adopted()
         router.loaded = True
         router.loaded_at = self._wall_clock()
         self.adopted_at = router.loop.time()
@@ -373,6 +373,7 @@ class App:
         self.router.max_connections = max_connections(settings.limits, raise_open_files())
         self.watch = Watch(backends, self.router, wall_clock)
         self.gossip = self.watch.gossip = Gossip(self.router, pod, settings.drain.timeout_seconds)
+        self.router.waits.part = self.gossip.part
         self.keys = KeysWatch(keys, self.router) if keys is not None else None
         self.access_log = AccessLog(self.router, access_log, wall_clock)
         registry = registry_of(metrics)

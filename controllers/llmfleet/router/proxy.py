@@ -162,9 +162,8 @@ class Router:
         if self.waits.pools or self.waits.again:
             self.waits.serve(self.loop.time())
 
-    def adopted(self, routers: int) -> None:
+    def adopted(self) -> None:
         """A document was adopted."""
-        self.waits.routers = max(1, routers)
         for waiter in [w for w in self.waits.again if self.fleet.models.get(w.pool.name) is not w.pool]:
             self.waits.leave(waiter, self.loop.time())
             waiter.expired(1)
@@ -177,13 +176,14 @@ class Router:
 
     def rooms(self) -> dict[str, Room]:
         """Say who waits for which engines, to the routers that share them; who was just turned away counts too."""
-        rooms = {}
+        rooms, now = {}, self.loop.time()
         for name, pool in self.fleet.models.items():
-            refused = self.metrics.model(name).refusals[Code.OVERLOADED] - self._refused[0].get(name, 0)
-            waiting = self.waiting(name) + refused + (self.jobs.waiting(name) if self.jobs is not None else 0)
-            if waiting:
+            beside = self.metrics.model(name).refusals[Code.OVERLOADED] - self._refused[0].get(name, 0)
+            beside += self.jobs.waiting(name) if self.jobs is not None else 0
+            waiting = self.waiting(name)
+            if waiting or beside:
                 engines = [key_of(c.backend) for group in pool.groups() for c in group.open]
-                rooms[name] = Room(engines, waiting)
+                rooms[name] = Room(engines, waiting, pool.room.oldest(now) if pool.room is not None else 0.0, beside)
         return rooms
 
     def decided(self, more: bool) -> None:

@@ -44,6 +44,7 @@ class Room(NamedTuple):
     engines: Sequence[str]
     waiting: int
     oldest: float = 0.0  # seconds
+    beside: int = 0  # others that want slots: turned away just now, or stored
 
 
 class Line(NamedTuple):
@@ -395,9 +396,10 @@ class Shares:
         oldest: dict[str, float] = {}
         for room in rooms.values():
             engines = [key for key in room.engines if key in loads]
-            if not room.waiting or not engines:
+            number = room.waiting + room.beside
+            if not number or not engines:
                 continue
-            for key, amount in _spread(room.waiting, engines, self._unused(engines, live)).items():
+            for key, amount in _spread(number, engines, self._unused(engines, live)).items():
                 wanted[key] = wanted.get(key, 0) + amount
                 oldest[key] = max(oldest.get(key, 0.0), room.oldest)
         return wanted, oldest

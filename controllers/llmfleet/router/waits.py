@@ -8,6 +8,7 @@ answers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from llmfleet.router.keys import Tenant
@@ -39,7 +40,7 @@ class Waiter(Protocol):
 class Waits:
     """Every room that somebody waits in."""
 
-    __slots__ = ("_queue", "_serving", "_split_capacity", "again", "bytes", "pools", "routers")
+    __slots__ = ("_queue", "_serving", "_split_capacity", "again", "bytes", "part", "pools")
 
     def __init__(self, queue: Queue, split_capacity: int) -> None:
         self._queue = queue
@@ -49,7 +50,8 @@ class Waits:
         # Those whose engine was lost: they want another one, come first, and hold nobody up who does not mind which.
         self.again: list[Waiter] = []
         self.bytes = 0
-        self.routers = 1  # that share the bound on requests of a model
+        # What of a bound on a model's waiting requests is this router's: of bound, model, and how many wait here.
+        self.part: Callable[[int, str, int], int] = lambda bound, model, waiting: bound
 
     def enter(self, waiter: Waiter, now: float, *, hold: float | None, beside: int) -> Rejected | None:
         """Let a request wait; `beside` is what bodies of other requests hold of the same memory."""
@@ -160,7 +162,7 @@ class Waits:
         capacity = self._queue.capacity
         if pool.disaggregated:
             capacity = min(capacity, self._split_capacity)
-        return max(1, -(-capacity // self.routers))
+        return self.part(capacity, pool.name, len(pool.room) if pool.room is not None else 0)
 
     def _gone(self, ticket: Waiting, pool: ModelPool) -> None:
         self.bytes -= ticket.size

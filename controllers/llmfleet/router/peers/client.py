@@ -158,6 +158,10 @@ class Gossip:
             self._complained[name] = why
             log.info("peer does not answer", extra={"fields": {"peer": name, "reason": why}})
 
+    def part(self, bound: int, model: str, waiting: int) -> int:
+        """Return this router's part of a bound on what waits for a model."""
+        return self.shares.part_of(bound, model, waiting, self._host.loop.time())
+
     def gauges(self) -> tuple[int, int]:
         """Return how many peers are listed, and how many were heard lately."""
         return len(self._peers), self.shares.seen(self._host.loop.time())
