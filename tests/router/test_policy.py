@@ -59,11 +59,12 @@ def test_the_choices_of_an_answer_follow_from_the_request(body, choices):
     assert policy.admit(COMPLETIONS, orjson.dumps(body | {"model": "m"}), DEFAULTS).choices == choices
 
 
-@given(path=st.binary(max_size=40))
+@given(path=st.binary(max_size=40) | st.sampled_from([b"/v1/requests/", b"/v1/models/", b"/v1/requests/x/result"]))
 def test_the_list_of_paths_is_exact(path):
     method = policy.allowed_method(path)
     known = path in policy.ENGINE_ROUTES or path in policy.LOCAL_PATHS
-    assert (method is not None) == (known or (path.startswith(b"/v1/models/") and len(path) > 11))
+    named = any(path.startswith(prefix) and path != prefix for prefix in (b"/v1/models/", b"/v1/requests/"))
+    assert (method is not None) == (known or named)
 
 
 @pytest.mark.parametrize("dialect", list(Dialect))

@@ -76,7 +76,7 @@ def allowed_method(path: bytes) -> bytes | None:
         return b"POST"
     if path in LOCAL_PATHS or (path.startswith(MODEL_PREFIX) and len(path) > len(MODEL_PREFIX)):
         return b"GET"
-    if path.startswith(REQUESTS_PREFIX):
+    if path.startswith(REQUESTS_PREFIX) and len(path) > len(REQUESTS_PREFIX):
         return b"GET" if path.endswith(b"/result") else b"GET, DELETE"
     return None
 
