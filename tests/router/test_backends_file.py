@@ -89,7 +89,7 @@ async def test_an_engine_that_left_the_file_stays_counted_until_its_last_stream_
 
 @scenario
 async def test_in_flight_survives_a_document_that_names_the_same_pod_again():
-    async with Bed(ok(delay=0.4), slots=1, settings={"queue": {"overflow": "reject"}}) as bed:
+    async with Bed(ok(delay=3.0), slots=1, settings={"queue": {"overflow": "reject"}}) as bed:
         client = await bed.client()
         await client.send()
         await bed.until(lambda: bed.in_flight() == 1)
@@ -173,7 +173,8 @@ async def test_the_same_bytes_in_a_new_file_are_read_again_without_effect():
 
 @scenario
 async def test_idle_connections_to_an_engine_are_closed_before_the_engine_would_and_when_it_leaves():
-    async with Bed(ok(), ok(), settings={"timeouts": {"upstreamIdleSeconds": 0.3}}) as bed:
+    settings = {"timeouts": {"upstreamIdleSeconds": 0.3}, "affinity": {"enabled": False}}
+    async with Bed(ok(), ok(), settings=settings) as bed:
         for _ in range(4):
             await bed.ask()
         backends = list(bed.router.fleet.backends.values())
