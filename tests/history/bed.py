@@ -66,6 +66,14 @@ class Bed:
         self._leaving: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Bed:
+        try:
+            await self._start()
+        except BaseException:  # what was started must not outlive a router that did not start
+            await self.__aexit__()
+            raise
+        return self
+
+    async def _start(self) -> None:
         endpoints = tuple(
             Endpoint(instance=name, address=f"127.0.0.1:{port}", pod_uid=f"uid-{name}", slots=self.slots)
             for name, port in self.ports.items()
@@ -79,7 +87,6 @@ class Bed:
         for name in self.ports:
             await self.start_engine(name)
         self.current = await self.start_router()
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         for process in [*self.engines.values(), *(r.process for r in self.routers.values())]:
@@ -100,9 +107,9 @@ class Bed:
         process = await asyncio.create_subprocess_exec(
             sys.executable, *arguments, cwd=TESTS, stdout=asyncio.subprocess.PIPE
         )
+        self.engines[name] = process
         assert process.stdout is not None
         await asyncio.wait_for(process.stdout.readline(), START_SECONDS)
-        self.engines[name] = process
 
     async def kill_engine(self, name: str) -> None:
         """Kill without a word and start again on the same port."""

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import statistics
 import sys
 import tempfile
@@ -172,6 +173,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended then, too
     options = parse()
     progress = programs.cache() / f"rounds-{identity(options)}.json"
     chosen = [p for p in peers.PEERS if not options.only or p.name in options.only.split(",")]
