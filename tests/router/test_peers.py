@@ -36,17 +36,23 @@ class Routers:
         await self.engine.start()
         self._directory = tempfile.TemporaryDirectory()
         self.publish(peers=False)
-        await asyncio.gather(*map(self.boot, self.names))
-        self.publish()
-        await self.until(lambda: self.all_heard(), "every router to hear the others")
+        try:
+            await asyncio.gather(*map(self.boot, self.names))
+            self.publish()
+            await self.until(lambda: self.all_heard(), "every router to hear the others")
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for name, process in self.processes.items():
+        for process in self.processes.values():
             if process.returncode is None:
                 process.kill()
+        for name, process in self.processes.items():
             await process.wait()
-            await self.drained[name]
+            if name in self.drained:
+                await self.drained[name]
         await self.engine.stop()
         self._directory.cleanup()
 
