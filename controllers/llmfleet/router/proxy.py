@@ -292,7 +292,7 @@ class Router:
         if self.records is not None:
             route = path if policy.allowed_method(path) else b""  # only what is on the list is written down
             for prefix in (policy.MODEL_PREFIX, policy.REQUESTS_PREFIX):
-                route = prefix if route.startswith(prefix) else route
+                route = prefix if path.startswith(prefix) else route
             at = self.loop.time() + self.wall_offset
             self.records.append(
                 Record(
