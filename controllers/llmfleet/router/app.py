@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -52,7 +53,7 @@ class Listen:
     admin_port: int
 
 
-class FileWatch:
+class FileWatch(ABC):
     """Looks at a file and hands over what it holds when it is another one; one `stat` per look."""
 
     what = ""  # the file is, in log lines
@@ -78,9 +79,9 @@ class FileWatch:
         self._seen = mark
         self._adopt(data)
 
+    @abstractmethod
     def _adopt(self, data: bytes) -> None:
         """Use what the file holds, or complain."""
-        raise NotImplementedError
 
     def _complain(self, message: str, *, counted: bool) -> None:
         """Say once why the file is not used; what was last good stays."""

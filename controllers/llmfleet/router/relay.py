@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -80,7 +81,7 @@ class Requester(Protocol):
         """Whether the client said that it would rather wait (`Prefer: wait`)."""
 
 
-class Attempt:
+class Attempt(ABC):
     """A request at an engine: holds at most one slot, on at most one engine, at any time.
 
     What it sends may be changed between attempts. Subclasses say what becomes of what comes back.
@@ -115,17 +116,17 @@ class Attempt:
 
     # ---- what a subclass makes of it ----
 
+    @abstractmethod
     def progress(self, upstream: Upstream) -> None:
         """More of the answer was read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lost(self, upstream: Upstream, detail: str) -> None:
         """The engine connection is gone in the middle of an answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unreachable(self, reason: str, detail: str) -> None:
         """There is no connection to the engine."""
-        raise NotImplementedError
 
     # ---- the slot and the connection ----
 
