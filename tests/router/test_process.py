@@ -184,3 +184,17 @@ def test_a_port_in_use_is_said_plainly():
 def test_help_names_units_and_defaults():
     text = CliRunner().invoke(main, ["router", "--help"]).stdout
     assert "8080" in text and "9090" in text and "SIGTERM" in text
+
+
+@scenario
+async def test_who_was_let_in_before_it_stopped_listening_is_answered():
+    async with Process(Engine(behave=ok()), "drain: {settleSeconds: 0, timeoutSeconds: 20}\n") as router:
+        # A process that gets no time: connections and requests wait in the kernel when it is told to leave.
+        router.process.send_signal(signal.SIGSTOP)
+        clients = [await router.client() for _ in range(50)]
+        for client in clients:
+            await client.send()
+        router.process.send_signal(signal.SIGTERM)
+        router.process.send_signal(signal.SIGCONT)
+        assert [(await client.answer()).status for client in clients] == [200] * 50
+        assert await router.process.wait() == 0

@@ -14,7 +14,7 @@ import resource
 import signal
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -421,14 +421,24 @@ class App:
         router, drain = self.router, self.router.settings.drain
         start_drain(router)
         await wait(now_exit, drain.settle_seconds)
-        self._server.close()
-        router.close_idle()
+        await self._stop_listening()
+        expected = router.close_idle()
         deadline = self._loop.time() + drain.timeout_seconds
-        while router.busy() and self._loop.time() < deadline and not now_exit.is_set():
+        while (router.busy() or expected) and self._loop.time() < deadline and not now_exit.is_set():
             await wait(now_exit, DRAIN_POLL_SECONDS)
-            router.close_idle()
+            expected = router.close_idle()
         log.info("leaving", extra={"fields": {"unfinished": router.busy()}})
         await self._give_up()
+
+    async def _stop_listening(self) -> None:
+        """Close the listening sockets without a reset for those that the kernel has let in and nobody has accepted."""
+        doors = [socket.socket(fileno=os.dup(sock.fileno())) for sock in self._server.sockets]
+        self._server.close()
+        await asyncio.sleep(0)  # the loop stops accepting before we do it
+        for door in doors:
+            for accepted in let_in(door):
+                await self._loop.connect_accepted_socket(lambda: Client(self.router), accepted)
+            door.close()
 
     async def _give_up(self) -> None:
         """Tell every client whose answer is not whole, and give the words a moment to get out."""
@@ -457,6 +467,17 @@ class App:
         self.gossip.close()
         await self._runner.cleanup()
         self.access_log.close()
+
+
+def let_in(door: socket.socket) -> Iterator[socket.socket]:
+    """Accept every connection that waits at a listening socket."""
+    door.setblocking(False)
+    while True:
+        try:
+            accepted, _ = door.accept()
+        except OSError:  # nobody is left, or no descriptor is
+            return
+        yield accepted
 
 
 async def wait(event: asyncio.Event, seconds: float) -> None:

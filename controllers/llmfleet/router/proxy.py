@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # Redis' client is only for routers with jobs
 log = logging.getLogger(__name__)
 
 LINGER_SECONDS: Final = 2.0  # how long a refused client may go on sending before it is cut off
+FIRST_REQUEST_SECONDS: Final = 1.0  # a connection this young was made to ask something: its request may be unread yet
 REFUSED_AT_ONCE: Final = 32  # connections over the limit that are told so; more are only closed
 _PATIENT: Final = re.compile(rb"\r\nprefer:[^\r]*\bwait\b", re.IGNORECASE)
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time
@@ -335,11 +336,14 @@ class Router:
         jobs = self.jobs.busy if self.jobs is not None else 0
         return jobs + sum(client.phase is not IDLE for client in self.clients)
 
-    def close_idle(self) -> None:
-        """Close connections that wait for a next request."""
-        for client in list(self.clients):
-            if client.phase is IDLE:
+    def close_idle(self) -> bool:
+        """Close connections that wait for a next request; says whether some are still expected to send their first."""
+        since = self.loop.time() - FIRST_REQUEST_SECONDS
+        idle = [client for client in self.clients if client.phase is IDLE]
+        for client in idle:
+            if client.made_at < since:
                 client.transport.close()
+        return any(client.made_at >= since for client in idle)
 
     def sweep(self, now: float) -> None:
         """Enforce every timeout; called a few times a second."""
@@ -398,6 +402,7 @@ class Client(asyncio.Protocol):
         "_reserved",
         "_router",
         "blocked",
+        "made_at",
         "phase",
         "tenant",
         "transport",
@@ -420,6 +425,7 @@ class Client(asyncio.Protocol):
         self._reserved = 0  # of the memory for bodies
         self._ignored = 0  # bytes sent beyond the request being answered
         self._deadline = 0.0
+        self.made_at = 0.0  # while its first request has not been answered
 
     # ---- the connection ----
 
@@ -427,7 +433,8 @@ class Client(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         router = self._router
         router.clients.add(self)
-        self._deadline = router.loop.time() + router.settings.timeouts.idle_seconds
+        self.made_at = router.loop.time()
+        self._deadline = self.made_at + router.settings.timeouts.idle_seconds
         if len(router.clients) > router.max_connections:
             router.metrics.connections_refused += 1
             if len(router.clients) > router.max_connections + REFUSED_AT_ONCE:
@@ -667,6 +674,7 @@ class Client(asyncio.Protocol):
         self._reader.next()
         self.tenant = ANONYMOUS
         self.phase = IDLE
+        self.made_at = 0.0
         router = self._router
         self._deadline = router.loop.time() + router.settings.timeouts.idle_seconds
 
