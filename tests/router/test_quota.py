@@ -180,3 +180,11 @@ def test_no_minute_admits_more_than_twice_the_limit_and_nothing_is_lost(steps, r
         if rpm:
             assert sum(now - 60 < t <= now for t in admitted) <= 2 * rpm + 1
     assert quotas.in_flight("a") == 0
+
+
+@pytest.mark.parametrize("later", [{"rpm": 60}, {"tokens_per_minute": 1000}], ids=["requests", "tokens"])
+def test_a_limit_that_a_tenant_is_given_later_begins_with_nothing_owed(later):
+    quotas = Quotas()
+    for _ in range(1000):
+        quotas.enter(tenant(concurrency=1), 100, NOW).settle(500)
+    assert quotas.enter(tenant(concurrency=1, **later), 100, NOW) is not None

@@ -77,7 +77,8 @@ class Lease:
         account, self._account = self._account, None
         if account is not None:
             account.in_flight -= 1
-            account.tokens.level = min(account.tokens.size, account.tokens.level + self._taken - used)
+            if account.tenant.tokens_per_minute:  # a limit that comes later begins with nothing owed
+                account.tokens.level = min(account.tokens.size, account.tokens.level + self._taken - used)
 
 
 class Quotas:
@@ -109,7 +110,7 @@ class Quotas:
             if bucket.fill(now) < min(tokens, bucket.size):
                 raise self._refusal(account, "tokens", bucket.wait(tokens), now)
         account.in_flight += 1
-        requests.level -= 1
+        requests.level -= 1 if tenant.rpm else 0
         bucket.level -= taken
         return Lease(account, taken)
 
