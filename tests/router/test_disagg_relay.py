@@ -701,3 +701,42 @@ async def test_the_fleet_view_names_both_roles_and_counts_each_request_once():
         assert [(e["role"], e["inFlight"]) for e in model["endpoints"]] == [("prefill", 1), ("decode", 1)]
         assert (model["inFlight"], model["slots"]) == (1, 256)
         assert (await client.answer()).status == 200
+
+
+def nested(levels):
+    return json.dumps(CHAT).encode()[:-1] + b',"metadata":' + b'{"a":' * levels + b"1" + b"}" * levels + b"}"
+
+
+@scenario
+async def test_a_body_nested_too_deeply_for_a_first_leg_is_refused_at_once():
+    async with Split(p0=offering(), d0=ok()) as bed:
+        answer = await bed.ask(nested(300))
+        assert (answer.status, answer.error["code"]) == (400, "invalid_json")
+        assert not bed.asked("p0") and not bed.asked("d0")
+        bed.nothing_held()
+
+
+@scenario
+async def test_a_body_nested_too_deeply_that_waited_harms_nobody_else():
+    async with Split(slots=1, p0=offering(), d0=ok(delay=0.3)) as bed:
+        first, second = await bed.client(), await bed.client()
+        await first.send()
+        await bed.until(lambda: bed.in_flight() >= 1)
+        await second.send(nested(300))
+        await bed.until(lambda: bed.router.waiting("m") == 1)
+        assert [(await client.answer()).status for client in (first, second)] == [200, 400]
+        bed.nothing_held()
+
+
+@scenario
+async def test_who_waited_before_its_model_was_split_is_answered_and_holds_nobody_up():
+    async with Split(slots=1, b0=silent(), p0=offering(), d0=ok()) as bed:
+        await bed.adopted(bed.publish(p0=None, d0=None))
+        first, second = await bed.client(), await bed.client()
+        await first.send()
+        await bed.until(lambda: bed.in_flight() == 1)
+        await second.send()
+        await bed.until(lambda: bed.router.waiting("m") == 1)
+        await bed.adopted(bed.publish(b0=None))
+        assert (await second.answer()).status == 200
+        assert (await bed.ask()).status == 200 and len(bed.asked("p0")) == 1

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llmfleet.api.document import Document, Endpoint, Model, ModelState, render, with_generation
 from llmfleet.router.keys import ANONYMOUS
 from llmfleet.router.limits import Queue
-from llmfleet.router.pick import Fleet, pick
+from llmfleet.router.pick import Fleet, ModelPool, pick
 from llmfleet.router.waits import Waits
 
 
@@ -368,3 +368,63 @@ def test_nobody_ever_waits_beside_a_free_slot_whatever_happens_in_which_order(st
                 assert all(c.backend.in_flight >= c.backend.slots for c in pool.open), what
         assert waits.bytes == 10 * sum(p.ticket is not None for p in people)
         assert set(waits.pools) == {p.pool.name for p in people if p.ticket is not None}
+
+
+class Patient:
+    """Waits, and starts when the test gives it an engine."""
+
+    def __init__(self, pool):
+        self.pool, self.size, self.tenant, self.ticket = pool, 10, ANONYMOUS, None
+        self.engine = None
+        self.told = []
+
+    def choose(self):
+        return self.engine
+
+    def go(self, backend, now):
+        self.told.append("go")
+
+    def expired(self, retry_after):
+        self.told.append("expired")
+
+
+def two_who_wait():
+    waits, pool = Waits(Queue(ttl_seconds=60), 100), ModelPool("m")
+    first, second = Patient(pool), Patient(pool)
+    for at, waiter in ((0.0, first), (1.0, second)):
+        assert waits.enter(waiter, at, hold=None, beside=0) is None
+    return waits, first, second
+
+
+def test_who_was_passed_over_as_its_time_was_up_is_told_so_when_nobody_else_waits_any_more():
+    waits, first, second = two_who_wait()
+    second.engine = object()
+    waits.serve(60.5)
+    assert second.told == ["go"] and "m" in waits.pools
+    assert waits.expire(60.6) == [first]
+    assert waits.bytes == 0 and not waits.pools
+
+
+def test_who_left_after_its_time_was_up_is_not_told_so():
+    waits, first, second = two_who_wait()
+    waits.serve(60.5)
+    waits.leave(first, 60.6)
+    assert waits.expire(60.7) == [] and waits.bytes == second.size
+
+
+@scenario
+async def test_a_request_that_is_sent_again_on_its_engine_keeps_its_slot():
+    async def close_late(connection, request):
+        await asyncio.sleep(0.2)
+        connection.cut()
+
+    async with Bed(ok(delay=0.1), slots=1) as bed:
+        await bed.ask()  # leaves a connection behind, which may be stale
+        bed.engines[0].script.append(close_late)
+        first, second = await bed.client(), await bed.client()
+        await first.send()
+        await bed.until(lambda: bed.in_flight() == 1)
+        await second.send()
+        await bed.until(lambda: bed.router.waiting("m") == 1)
+        assert [(await client.answer()).status for client in (first, second)] == [200, 200]
+        assert bed.counter("retries") == {"reset": 1} and bed.engines[0].max_active == 1

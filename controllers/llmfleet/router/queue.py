@@ -179,7 +179,12 @@ class WaitingRoom:
         return len(self._live)
 
     def __iter__(self) -> Iterator[Waiting]:
-        return iter(list(self._live.values()))
+        return iter([*self._overdue, *self._live.values()])
+
+    @property
+    def left_by_all(self) -> bool:
+        """Whether nobody is here, not even one whose time is up and who is still to be told."""
+        return not self._live and not self._overdue
 
     # ---- arriving ----
 
@@ -324,6 +329,9 @@ class WaitingRoom:
 
     def remove(self, ticket: Waiting, now: float) -> bool:
         """Take out a request that is no longer wanted; False if it does not wait here."""
+        if ticket in self._overdue:
+            self._overdue.remove(ticket)
+            return True
         if self._live.get(ticket.number) is not ticket:
             return False
         self._take_out(ticket, now)

@@ -345,8 +345,8 @@ class Exchange(Attempt):
             self.expired(RETRY_SOON)
 
     def _choose(self) -> Backend | None:
-        """Return the engine for the first attempt."""
-        return pick(self.pool, keys=self.keys)
+        """Return the engine for the first attempt; its model may have been given engines with roles since it came."""
+        return pick(self.pool, keys=self.keys) or pick(self.pool.decode, keys=self.keys)
 
     def _dispatch(self, backend: Backend) -> None:
         """Send the request to an engine that was picked for it."""
@@ -380,7 +380,9 @@ class Exchange(Attempt):
             return False
         if not verdict.certain and other is not failed:
             self.blame(verdict.reason)
+        other.in_flight += 1  # those who wait get the slot that becomes free, not the one that was just chosen
         self.detach()
+        other.in_flight -= 1
         self.stats.retries[verdict.reason] += 1
         self.answer.restart()
         # Kept connections of a second engine may be as stale as the first one's was.

@@ -166,7 +166,7 @@ class Waits:
 
     def _gone(self, ticket: Waiting, pool: ModelPool) -> None:
         self.bytes -= ticket.size
-        if not pool.room:
+        if pool.room is None or pool.room.left_by_all:
             self.pools.pop(pool.name, None)
 
 

@@ -219,11 +219,17 @@ class SplitExchange(Exchange):
 
     def _ask(self, prefill: Backend, *, fresh: bool = False) -> None:
         """Send the first leg."""
+        try:
+            body = plan.leg_one(self.route.dialect, orjson.loads(self._whole_body))
+        except orjson.JSONEncodeError:  # it reads deeper nesting than it writes
+            self.detach()
+            message = "the body is nested too deeply"
+            self._refuse(Refusal(status=400, code=Code.INVALID_JSON, message=message), "refused")
+            return
         now = self.router.loop.time()
         prefill.breaker.taken(now)
         self._prefill, self._asked_at = prefill, now
         self._legs += 1
-        body = plan.leg_one(self.route.dialect, orjson.loads(self._whole_body))
         self._leg = leg = LegOne(self, body)
         leg.send(prefill, fresh=fresh or self._legs > 1)
 
