@@ -16,7 +16,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from llmfleet import names
-from llmfleet.prometheus.query import QueryError, Sample, one_of, quoted, read_vector, select
+from llmfleet.prometheus.query import PartialAnswer, QueryError, Sample, error_of, one_of, quoted, read_vector, select
 from llmfleet.scale.samples import ENGINE_NAMES, ROUTER_NAMES, RUNNING, build_engine, build_router
 from llmfleet.scale.signals import EngineReading, Observation, RouterReading
 from llmfleet.scale.targets import Targets
@@ -46,6 +46,7 @@ class Prometheus:
                 routers=self._routers(targets),
                 serving=targets.serving,
                 routers_expected=targets.routers_expected,
+                routers_wanted=targets.routers_wanted,
                 external=self._external(targets),
             )
         except (HTTPError, QueryError, OSError) as error:
@@ -73,10 +74,13 @@ class Prometheus:
         return tuple(reading for reading in found if reading is not None)
 
     def _external(self, targets: Targets) -> Mapping[str, float]:
-        """A query that has no single finite answer has none."""
+        """A query that has no single, finite, whole answer has none."""
         values: dict[str, float] = {}
         for name, query in targets.queries:
-            samples = [value for _, _, value in self._ask(query)]
+            try:
+                samples = [value for _, _, value in self._ask(query)]
+            except PartialAnswer:
+                continue
             if len(samples) == 1 and math.isfinite(samples[0]):
                 values[name] = samples[0]
         return values
@@ -93,12 +97,17 @@ class Prometheus:
 
     def _ask(self, query: str) -> list[Sample]:
         answer = self._http.request("POST", self._url, fields={"query": query}, encode_multipart=False)
-        if answer.status != 200:
-            raise QueryError(f"{answer.status} {answer.data[:200].decode('utf-8', 'replace')}")
         try:
             body = json.loads(answer.data)
-        except ValueError as error:
-            raise QueryError(f"no JSON: {error}") from None
+        except ValueError:
+            body = None
+        if answer.status != 200:
+            # The address is a tenant's word: what another server says there is not repeated in a status.
+            raise QueryError(f"{answer.status} {error_of(body)}".strip())
+        if body is None:
+            raise QueryError("no JSON")
         samples = list(read_vector(body))
+        if body.get("warnings"):
+            raise PartialAnswer("with warnings: the answer may be partial")
         self._metrics.scrapes.labels("prometheus", "ok").inc()
         return samples

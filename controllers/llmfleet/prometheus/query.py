@@ -17,6 +17,10 @@ class QueryError(ValueError):
     """Prometheus answered, and not with what was asked for."""
 
 
+class PartialAnswer(QueryError):
+    """Prometheus says itself that its answer is not whole."""
+
+
 def quoted(text: str) -> str:
     """A string as PromQL writes it."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -37,16 +41,23 @@ def select(names: Iterable[str], namespace: str, **labels: Iterable[str]) -> str
 def read_vector(answer: object) -> Iterator[Sample]:
     """The samples of an instant query's answer."""
     if not isinstance(answer, Mapping) or answer.get("status") != "success":
-        raise QueryError(str(answer.get("error") if isinstance(answer, Mapping) else answer)[:200])
+        raise QueryError(error_of(answer) or "an answer that is not Prometheus'")
     data = answer.get("data") or {}
     if data.get("resultType") == "scalar":
         yield "", {}, number(data.get("result"))
         return
     if data.get("resultType") != "vector":
-        raise QueryError(f"a {data.get('resultType')} where a vector was asked for")
+        raise QueryError(f"a {str(data.get('resultType'))[:20]} where a vector was asked for")
     for item in data.get("result") or ():
         labels = dict(item.get("metric") or {})
         yield labels.pop("__name__", ""), labels, number(item.get("value"))
+
+
+def error_of(answer: object) -> str:
+    """Prometheus' own words for what is wrong with a query; of any other answer nothing is shown to anybody."""
+    if not isinstance(answer, Mapping) or answer.get("status") != "error" or "errorType" not in answer:
+        return ""
+    return str(answer.get("error"))[:200]
 
 
 def number(pair: Any) -> float:
@@ -54,4 +65,4 @@ def number(pair: Any) -> float:
     try:
         return float(pair[1])
     except (TypeError, ValueError, IndexError, KeyError):
-        raise QueryError(f"no number in {pair!r}") from None
+        raise QueryError("no number where one was asked for") from None

@@ -53,7 +53,7 @@ class Direct:
     def __init__(self, clock: Clock, metrics: AutoscalerMetrics) -> None:
         self._clock, self._metrics = clock, metrics
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ask")
-        self._pages: dict[str, Page] = {}
+        self._pages: dict[tuple[str, str, int], Page] = {}
         self._lock = threading.Lock()
 
     def observe(self, targets: Targets) -> Observation:
@@ -62,11 +62,15 @@ class Direct:
         routers = [self._pool.submit(self._router, target, targets.models) for target in targets.routers]
         asked: list[Future[Any]] = [*engines, *routers]
         wait(asked, timeout=GATHER_SECONDS)
+        for late in asked:
+            # Nobody waits for it any more; left in the queue it would delay the next look, and the one after that more.
+            late.cancel()
         return Observation(
             engines=tuple(one for one in map(answer_of, engines) if one is not None),
             routers=tuple(one for one in map(answer_of, routers) if one is not None),
             serving=targets.serving,
             routers_expected=targets.routers_expected,
+            routers_wanted=targets.routers_wanted,
         )
 
     def _engine(self, target: Target) -> EngineReading | None:
@@ -78,9 +82,10 @@ class Direct:
         return build_router(page.samples, target.name, models, page.at) if page else None
 
     def _page(self, target: Target) -> Page | None:
-        now = self._clock()
+        # Pods of two namespaces may have the same name.
+        now, asked = self._clock(), (target.pod, target.address, target.port)
         with self._lock:
-            held = self._pages.get(target.pod)
+            held = self._pages.get(asked)
             if held and 0 <= now - held.at < SHARED_SECONDS:
                 return held
         text = self._ask("router", target)
@@ -88,7 +93,7 @@ class Direct:
             return None
         page = Page(at=self._clock(), samples=tuple(read_text(text, ROUTER_NAMES)))
         with self._lock:
-            self._pages[target.pod] = page
+            self._pages[asked] = page
             for pod in [pod for pod, old in self._pages.items() if page.at - old.at > 60 * SHARED_SECONDS]:
                 del self._pages[pod]
         return page
@@ -107,7 +112,7 @@ class Direct:
 
 def answer_of(future: Future[T]) -> T | None:
     """What came back in time."""
-    return future.result() if future.done() and not future.exception() else None
+    return future.result() if future.done() and not future.cancelled() and not future.exception() else None
 
 
 def fetch(address: str, port: int, path: str, headers: Sequence[tuple[str, str]] = ()) -> str:

@@ -31,7 +31,7 @@ from llmfleet.scale.client import Direct, Source
 from llmfleet.scale.fleet import Fleet, build_fleet, seconds_of
 from llmfleet.scale.memory import Memory, begin
 from llmfleet.scale.plan import Ask, Moves, plan
-from llmfleet.scale.replay import Step, acted, headroom, spare, step
+from llmfleet.scale.replay import Step, acted, headroom, room, spare, step
 from llmfleet.scale.signals import Observation
 from llmfleet.scale.status import Facts, derive_status, refused_status
 from llmfleet.scale.targets import Targets, engine_targets, router_targets
@@ -229,7 +229,7 @@ class AutoscalerController:
             for one in fleet.instances
             for pod in self._caches.engines.by_index(BY_CLUSTER, f"{namespace}/{one.name}")
         ]
-        routers, expected = router_targets(self._caches.routers.list(namespace))
+        routers, wanted = router_targets(self._caches.routers.list(namespace))
         rules = spec.fleets()[role]
         return source.observe(
             Targets(
@@ -237,7 +237,8 @@ class AutoscalerController:
                 engines=engine_targets([one.name for one in fleet.instances], pods),
                 routers=routers,
                 serving=fleet.serving,
-                routers_expected=expected,
+                routers_expected=len(wanted),
+                routers_wanted=wanted,
                 models=frozenset(parse_template(rules.instance_template, "spec").names),
                 queries=tuple(
                     (rule.query or str(rule.type), rule.query or gpu_query(namespace, fleet))
@@ -259,7 +260,7 @@ class AutoscalerController:
     ) -> dict[Role, Moves]:
         """Decode before prefill, which needs it."""
         # The ratio as the fleets are now, not as they were when it was decided.
-        may_go = spare(spec, fleets)
+        may_go, may_come = spare(spec, fleets), room(spec, fleets, last.decisions)
         return {
             role: plan(
                 Ask(
@@ -270,6 +271,7 @@ class AutoscalerController:
                     live=live,
                     victim=spec.victim,
                     ready_may_go=may_go.get(role),
+                    more_may_come=may_come.get(role),
                 )
             )
             for role in sorted(fleets)
@@ -439,6 +441,9 @@ def cluster_of(pod: Manifest) -> str:
 
 
 def gpu_query(namespace: str, fleet: Fleet) -> str:
-    """Mean GPU utilisation of a fleet's pods, 0 to 1, as DCGM's exporter says it."""
-    pods = "|".join(f"{one.name}-[0-9]+" for one in fleet.staying)
-    return f'avg(DCGM_FI_DEV_GPU_UTIL{{namespace="{namespace}",pod=~"{pods}"}}) / 100'
+    """Mean GPU utilisation of what serves, 0 to 1, as DCGM's exporter says it; nothing unless it knows every rank 0."""
+    pods = "|".join(f"{name}-[0-9]+" for name in fleet.serving)
+    leaders = "|".join(f"{name}-0" for name in fleet.serving)
+    series = f'DCGM_FI_DEV_GPU_UTIL{{namespace="{namespace}",pod=~"%s"}}'
+    whole = f"count(count by (pod) ({series % leaders})) >= {max(len(fleet.serving), 1)}"
+    return f"avg({series % pods}) / 100 and {whole}"

@@ -20,6 +20,7 @@ from llmfleet.scale.fleet import Fleet
 from llmfleet.scale.look import View
 from llmfleet.scale.memory import Memory, Wish
 from llmfleet.scale.propose import Proposal
+from llmfleet.scale.signals import Evidence
 
 WISHES_KEPT: Final = 86400.0
 
@@ -41,7 +42,7 @@ def decide(
         return Decision(instances=fleet.size, reason=Why.PAUSED, message="spec.paused is true, holding"), memory
     proposal = with_schedule(proposal, spec.work_budget.forecast.schedule, fleet.role, view.now)
     proposal = around_zero(proposal, spec, rules, fleet, memory, view)
-    memory = replace(memory, wishes=remembered(memory.wishes, proposal, rules, view.now))
+    memory = replace(memory, wishes=remembered(memory.wishes, proposal, rules, fleet, view.now))
     if proposal.instances > fleet.size:
         draft = grow(proposal, rules, fleet, memory, view.now)
     elif proposal.instances < fleet.size:
@@ -51,12 +52,15 @@ def decide(
     return bounded(draft, rules, fleet, proposal), memory
 
 
-def remembered(wishes: tuple[Wish, ...], proposal: Proposal, rules: RoleFleet, now: float) -> tuple[Wish, ...]:
-    """The wishes of the longer of the two windows."""
+def remembered(
+    wishes: tuple[Wish, ...], proposal: Proposal, rules: RoleFleet, fleet: Fleet, now: float
+) -> tuple[Wish, ...]:
+    """The wishes of the longer of the two windows; one that may not shrink asked for no less than there was."""
     up, down = rules.behavior.scale_up, rules.behavior.scale_down
     window = max(up.stabilization_seconds or 0, down.stabilization_seconds or 0)
     kept = tuple(wish for wish in wishes if wish.at > now - min(window, WISHES_KEPT) - 1)
-    return (*kept, Wish(at=now, instances=proposal.instances))
+    least = 0 if proposal.shrinks else fleet.size
+    return (*kept, Wish(at=now, instances=max(proposal.instances, least)))
 
 
 def with_schedule(proposal: Proposal, schedule: Iterable[Window], role: Role, now: float) -> Proposal:
@@ -87,9 +91,11 @@ def around_zero(
             )
         return replace(proposal, instances=0, reason=Why.AT_MINIMUM, message="asleep: nobody asks for the model")
     idle = view.now - max(memory.busy, memory.since)
-    if after and proposal.shrinks and idle >= after:
+    # Routers know of silence also while no engine is ready.
+    silence = proposal.shrinks or (fleet.ready == 0 and view.evidence is Evidence.FULL)
+    if after and silence and idle >= after:
         message = f"nobody asked for the model for {idle:.0f} s (scaleToZero.afterSeconds {after})"
-        return replace(proposal, instances=0, reason=Why.IDLE_TO_ZERO, message=message)
+        return replace(proposal, instances=0, reason=Why.IDLE_TO_ZERO, message=message, shrinks=True)
     if proposal.instances < 1:
         return replace(proposal, instances=1)
     return proposal
@@ -100,6 +106,10 @@ def grow(proposal: Proposal, rules: RoleFleet, fleet: Fleet, memory: Memory, now
     limits = rules.behavior.scale_up
     if proposal.reason is Why.EXTERNAL_TARGET:
         return Decision(instances=proposal.instances, reason=proposal.reason, message=proposal.message)
+    if proposal.reason is Why.WOKEN_BY_REQUEST:
+        # A held request does not live as long as a window or a cooldown.
+        instances = min(proposal.instances, limits.step or 1)
+        return Decision(instances=instances, reason=proposal.reason, message=proposal.message)
     window = limits.stabilization_seconds or 0
     wanted = proposal.instances
     if window:

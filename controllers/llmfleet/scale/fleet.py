@@ -78,8 +78,12 @@ class Fleet:
     @property
     def surge(self) -> frozenset[str]:
         """Instances beside those they replace: they are not part of the size until those leave."""
-        staying = {one.name for one in self.staying}
-        return frozenset(one.name for one in self.staying if one.replaces in staying)
+        return frozenset(one.name for one in self.staying if self.replaced_by(one))
+
+    def replaced_by(self, new: Instance) -> Instance | None:
+        """Whom an instance was made in place of, while that one stays. A younger one only has the name of the old."""
+        found = (one for one in self.staying if one.name == new.replaces and one.created <= new.created)
+        return next(found, None)
 
     @property
     def size(self) -> int:

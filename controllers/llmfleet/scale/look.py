@@ -142,12 +142,11 @@ def weigh(memory: Memory, seen: Observation, now: float) -> tuple[Evidence, str]
         return Evidence.LOWER_BOUND, f"first look at {len(new)} engines"
     if new:
         return Evidence.SETTLING, f"{', '.join(new[:3])} just became ready, its second look is due"
-    routers = sum(now - one.at <= FRESH_SECONDS for one in memory.routers.values())
-    if routers < seen.routers_expected:
-        return (
-            Evidence.NO_ROUTERS,
-            f"no fresh figures of {seen.routers_expected - routers} of {seen.routers_expected} routers",
-        )
+    silent = max(
+        seen.routers_expected - len(memory.routers), sum(name not in memory.routers for name in seen.routers_wanted)
+    )
+    if silent > 0:
+        return Evidence.NO_ROUTERS, f"no fresh figures of {silent} of {seen.routers_expected} routers"
     return Evidence.FULL, ""
 
 

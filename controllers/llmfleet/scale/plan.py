@@ -8,7 +8,7 @@ are ever written. It sends nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any
@@ -35,6 +35,8 @@ class Ask:
     victim: Victim = Victim.LEAST_UTILIZED
     ready_may_go: int | None = None
     """Most ready instances that may be deleted now; None means any number."""
+    more_may_come: int | None = None
+    """Most instances that may be made now, beside those that leave too; None means any number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,7 @@ def plan(ask: Ask) -> Moves:
     patches = template_patches(ask)
     missing = ask.target - ask.fleet.size
     if missing > 0:
-        made = islice(free_names(ask), missing)
+        made = islice(free_names(ask), missing if ask.more_may_come is None else min(missing, ask.more_may_come))
         return moves(ask, patches, create=[(name, "") for name in made])
     if missing < 0:
         return moves(ask, patches, delete=surplus(ask, -missing))
@@ -77,17 +79,25 @@ def surplus(ask: Ask, wanted: int) -> list[Instance]:
 
 def replacement(ask: Ask, patches: list[Action]) -> Moves:
     """One instance at a time: what did not start once more, then what has another shape."""
-    staying = {one.name: one for one in ask.fleet.staying}
-    done = [one for one in staying.values() if one.ready and one.replaces in staying and staying[one.replaces].ours]
-    if done:
-        return moves(ask, patches, delete=[staying[done[0].replaces]])
+    staying = ask.fleet.staying
     if ask.fleet.surge:
-        return moves(ask, patches)
-    failed = [one for one in staying.values() if one.ours and one.failed and not one.replaces]
+        return moves(ask, patches, delete=list(islice(surge_ends(ask), 1)))
+    failed = [one for one in staying if one.ours and one.failed and not one.replaces]
     if failed:
         name = next(free_names(ask))
         return moves(ask, patches, create=[(name, failed[0].name)], delete=failed[:1])
-    return another_shape(ask, patches, list(staying.values()))
+    return another_shape(ask, patches, list(staying))
+
+
+def surge_ends(ask: Ask) -> Iterator[Instance]:
+    """The one that leaves: the new one when the template went on meanwhile, else the old one once the new is ready."""
+    for new in ask.fleet.staying:
+        old = ask.fleet.replaced_by(new)
+        leaves = new if new.outdated else old
+        if old is None or leaves is None or not leaves.ours or not (new.outdated or new.ready):
+            continue
+        if not (leaves.ready and ask.ready_may_go == 0):
+            yield leaves
 
 
 def another_shape(ask: Ask, patches: list[Action], staying: list[Instance]) -> Moves:
@@ -95,9 +105,11 @@ def another_shape(ask: Ask, patches: list[Action], staying: list[Instance]) -> M
     outdated = victims([one for one in staying if one.outdated], ask.victim, 1)
     if not outdated or any(not one.ready and not one.outdated for one in staying):
         return moves(ask, patches)
-    if ask.rules.behavior.max_surge and outdated[0].ready:
+    beside = ask.rules.behavior.max_surge and ask.more_may_come != 0
+    if beside and outdated[0].ready:
         return moves(ask, patches, create=[(next(free_names(ask)), outdated[0].name)])
-    if ask.ready_may_go == 0 and outdated[0].ready:
+    last = ask.rules.behavior.max_surge and ask.fleet.ready < 2
+    if outdated[0].ready and (ask.ready_may_go == 0 or last):
         return moves(ask, patches)
     return moves(ask, patches, delete=outdated)
 
@@ -113,7 +125,8 @@ def moves(
     create, delete = create or [], delete or []
     namespace = ask.scaler["metadata"]["namespace"]
     deletions = [Delete(ref=Ref(kind=LLMCLUSTER, namespace=namespace, name=one.name), uid=one.uid) for one in delete]
-    creations = [Apply(obj=build_cluster(ask, name, replaces)) for name, replaces in create]
+    # Not forced: who made an instance of that name a moment ago keeps it.
+    creations = [Apply(obj=build_cluster(ask, name, replaces), force=False) for name, replaces in create]
     return Moves(
         actions=(*patches, *deletions, *creations),
         created=tuple(name for name, _ in create),

@@ -95,7 +95,7 @@ def work_budget(spec: AutoscalerSpec, fleet: Fleet, memory: Memory, view: View) 
         figures = f"load now {view.load / rho:.2f} instances and {view.waiting + view.queued:.0f} requests waiting"
     if view.problem:
         figures += f" ({view.problem})"
-    shrinks = view.evidence is Evidence.FULL
+    shrinks = view.evidence is Evidence.FULL and fleet.ready > 0
     return Proposal(instances=wanted, reason=reason, message=f"{figures} -> {wanted}", shrinks=shrinks)
 
 
@@ -106,13 +106,16 @@ def thresholds(rules: tuple[MetricRule, ...], fleet: Fleet, memory: Memory, view
     if above:
         rule, value = max(above, key=lambda one: one[1] / max(float(one[0].threshold.scale_up), 1e-9))
         ratio = value / max(float(rule.threshold.scale_up), 1e-9)
-        wanted = max(fleet.ready + 1, whole(max(fleet.ready, 1) * min(ratio, 1000.0)))
+        wanted = max(fleet.size, fleet.ready + 1, whole(max(fleet.ready, 1) * min(ratio, 1000.0)))
         message = f"{rule.type} is {value:.4g}, above {rule.threshold.scale_up} -> {wanted}"
         return Proposal(instances=wanted, reason=Why.METRIC_ABOVE_THRESHOLD, message=message, shrinks=False)
     unknown = [str(rule.type) for rule, value in values if value is None]
     if unknown:
         message = f"no figure for {', '.join(unknown)}, holding"
         return Proposal(instances=fleet.size, reason=Why.SIGNALS_STALE, message=message, shrinks=False)
+    if fleet.size and not fleet.ready:
+        message = "no instance is ready, holding"
+        return Proposal(instances=fleet.size, reason=Why.PENDING_SUFFICES, message=message, shrinks=False)
     known = [(rule, value) for rule, value in values if value is not None]
     shown = ", ".join(f"{rule.type} {value:.4g}" for rule, value in known)
     if view.evidence is Evidence.FULL and all(value < float(rule.threshold.scale_down) for rule, value in known):
@@ -133,7 +136,9 @@ def value_of(rule: MetricRule, fleet: Fleet, memory: Memory, view: View) -> floa
         return None
     window = total(recent, view.now)
     if rule.type in (MetricType.TTFT, MetricType.TPOT, MetricType.REQUEST_LATENCY):
-        return percentile(dict(window.buckets).get(rule.type, ()), P95)
+        # An engine that counts no such thing is not one that is never slow.
+        buckets = dict(window.buckets).get(rule.type)
+        return None if buckets is None else percentile(buckets, P95)
     value = GAUGES[rule.type](view, window, len(recent))
     return value / max(fleet.ready, 1) if rule.per is Per.INSTANCE and rule.type not in MEANS else value
 

@@ -114,6 +114,17 @@ def spare(spec: AutoscalerSpec, fleets: Mapping[Role, Fleet]) -> dict[Role, int]
     return {Role.DECODE: ratio.decode_spare(fleets[Role.PREFILL], fleets[Role.DECODE], most)}
 
 
+def room(spec: AutoscalerSpec, fleets: Mapping[Role, Fleet], decisions: Mapping[Role, Decision]) -> dict[Role, int]:
+    """How many prefill instances may be made without breaking the ratio once they are ready."""
+    if Role.PREFILL not in fleets:
+        return {}
+    decode = fleets[Role.DECODE]
+    # Decode instances that will go, by decision or because another takes their place, carry nobody any more.
+    lasting = min(decode.ready, decode.size, decisions[Role.DECODE].instances)
+    allowed = lasting * spec.coordination.max_prefill_per_decode
+    return {Role.PREFILL: max(0, allowed - len(fleets[Role.PREFILL].instances))}
+
+
 def only_said(decision: Decision) -> Decision:
     """A decision that nobody will carry out."""
     return replace(decision, reason=Why.DRY_RUN, message=f"would be {decision.reason}: {decision.message}")

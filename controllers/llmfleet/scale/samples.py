@@ -41,6 +41,8 @@ ENGINE_NAMES: Final = frozenset(
 )
 NEEDED: Final = (GENERATED, RUNNING, WAITING)
 """A page without these is no engine's."""
+PROMPTS: Final = (PROMPT_BY_SOURCE, PROMPT)
+"""Nor is one without either of these: to take prompts for none would make a busy fleet look idle."""
 
 QUEUED: Final = "llmfleet_queue_requests"
 REFUSALS: Final = "llmfleet_router_refusals_total"
@@ -93,7 +95,7 @@ def build_engine(samples: Iterable[Sample], instance: str, at: float) -> EngineR
             edges = histograms.setdefault(HISTOGRAMS[name], {})
             edge = float(labels.get("le", "inf"))
             edges[edge] = edges.get(edge, 0.0) + value
-    if any(name not in sums for name in NEEDED):
+    if any(name not in sums for name in NEEDED) or not any(name in sums for name in PROMPTS):
         return None
     reading = EngineReading(
         instance=instance,

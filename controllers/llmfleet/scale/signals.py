@@ -69,6 +69,8 @@ class Observation:
     serving: tuple[str, ...] = ()
     """Instances that are Ready: each must answer before a fleet may shrink."""
     routers_expected: int = 0
+    routers_wanted: tuple[str, ...] = ()
+    """Which ones, where that is known: one that leaves does not stand for one that is silent."""
     external: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     """Values of queries, by what was asked; only from Prometheus."""
     problem: str = ""

@@ -35,6 +35,8 @@ class Targets:
     routers: tuple[Target, ...] = ()
     serving: tuple[str, ...] = ()
     routers_expected: int = 0
+    routers_wanted: tuple[str, ...] = ()
+    """Their pods: another's answer does not stand for theirs."""
     models: frozenset[str] = frozenset()
     queries: tuple[tuple[str, str], ...] = ()
     """What it is called, and the PromQL expression."""
@@ -53,15 +55,16 @@ def engine_targets(instances: Iterable[str], pods: Iterable[Manifest]) -> tuple[
     return tuple(sorted(found, key=lambda target: target.name))
 
 
-def router_targets(pods: Iterable[Manifest]) -> tuple[tuple[Target, ...], int]:
-    """Every router that can be asked, and how many of them must answer."""
-    found, ready = [], 0
+def router_targets(pods: Iterable[Manifest]) -> tuple[tuple[Target, ...], tuple[str, ...]]:
+    """Every router that can be asked, and which of them must answer."""
+    found, ready = [], []
     for pod in pods:
         name, address = pod["metadata"]["name"], address_of(pod)
         if address:
             found.append(Target(name=name, pod=name, address=address, port=names.ADMIN_PORT))
-            ready += is_ready(pod) and not pod["metadata"].get("deletionTimestamp")
-    return tuple(sorted(found, key=lambda target: target.name)), ready
+            if is_ready(pod) and not pod["metadata"].get("deletionTimestamp"):
+                ready.append(name)
+    return tuple(sorted(found, key=lambda target: target.name)), tuple(sorted(ready))
 
 
 def address_of(pod: Manifest) -> str:

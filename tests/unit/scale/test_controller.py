@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+from pytest import MonkeyPatch
 
 from crds.crd_objects import FLEET, disaggregated, monolithic, shape
 from llmfleet.kube.refs import AUTOSCALER, LLMCLUSTER
 from unit.scale.builders import COEFFICIENTS
-from unit.scale.world import World
+from unit.scale.world import World, WorldCache
 
 PLAIN = {
     "workBudget.capacity.coefficients": COEFFICIENTS,
@@ -121,6 +122,28 @@ def test_a_name_that_is_taken_outside_the_fleet_is_skipped() -> None:
     assert world.names() == ["llama-0", "llama-1", "llama-2"]
 
 
+def test_an_instance_that_somebody_made_a_moment_ago_is_not_taken_over() -> None:
+    world = World()
+    metadata = {"name": "llama-0", "namespace": "d", "labels": {"serving.ai/fleet": "another"}}
+    theirs = {"apiVersion": "serving.ai/v1alpha1", "kind": "LLMCluster", "metadata": metadata}
+    world.store(LLMCLUSTER, {**theirs, "spec": {**shape(), "image": "theirs:1"}})
+    seen = WorldCache.list
+    late = MonkeyPatch()
+    # The cache has not heard of it yet.
+    late.setattr(WorldCache, "list", lambda self, *of: [o for o in seen(self, *of) if o["metadata"] != live(world)])
+    world.create(scaled())
+    world.run(3)
+    late.undo()
+    world.run(3)
+    assert world.names() == ["llama-0", "llama-1", "llama-2"]
+    [found] = [obj for obj in world.clusters() if obj["metadata"]["name"] == "llama-0"]
+    assert (found["spec"]["image"], found["metadata"].get("ownerReferences")) == ("theirs:1", None)
+
+
+def live(world: World) -> Any:
+    return world.objects[(LLMCLUSTER.plural, "d", "llama-0")]["metadata"]
+
+
 def test_a_new_autoscaler_adopts_what_an_orphaned_one_left() -> None:
     world = world_of()
     before = {obj["metadata"]["uid"] for obj in world.clusters()}
@@ -160,6 +183,44 @@ def test_a_changed_shape_is_replaced_one_by_one_new_before_old() -> None:
     assert len(world.names()) == 2
     assert max(most) == 3
     assert world.broken_rules == []
+
+
+def test_a_name_that_was_replaced_once_may_be_used_again() -> None:
+    world = world_of()
+    world.edit("llama", lambda spec: spec["instanceTemplate"]["spec"].update(replicas=1, gpusPerPod=8))
+    world.run(600, lambda: all(obj["spec"]["gpusPerPod"] == 8 for obj in world.clusters()))
+    world.run(60)
+    assert world.names() == ["llama-2", "llama-3"]
+    world.writes.clear()
+    world.edit("llama", lambda spec: spec.update(minInstances=3, maxInstances=3))
+    world.run(200)
+    assert world.names() == ["llama-0", "llama-2", "llama-3"]
+    assert [write for write in world.writes if not write.startswith("status")] == ["create llama-0"]
+
+
+def test_a_replacement_that_never_starts_gives_way_to_the_next_template() -> None:
+    world = world_of()
+    good = shape()["image"]
+    world.broken.add("bad:1")
+    world.edit("llama", lambda spec: spec["instanceTemplate"]["spec"].update(replicas=4, gpusPerPod=2, image="bad:1"))
+    world.run(100)
+    assert world.names() == ["llama-0", "llama-1", "llama-2"]
+    ready: list[int] = []
+    world.checks.append(lambda: ready.append(world.ready()))
+    world.edit("llama", lambda spec: spec["instanceTemplate"]["spec"].update(replicas=1, gpusPerPod=8, image=good))
+    world.run(400, lambda: all(obj["spec"]["gpusPerPod"] == 8 for obj in world.clusters()))
+    assert min(ready) >= 2
+
+
+def test_a_template_that_is_taken_back_leaves_the_old_instances_alone() -> None:
+    world = world_of()
+    before = {name: shape()[name] for name in ("replicas", "gpusPerPod")}
+    world.edit("llama", lambda spec: spec["instanceTemplate"]["spec"].update(replicas=4, gpusPerPod=2))
+    world.run(10)
+    assert world.names() == ["llama-0", "llama-1", "llama-2"]
+    world.edit("llama", lambda spec: spec["instanceTemplate"]["spec"].update(**before))
+    world.run(200)
+    assert world.names() == ["llama-0", "llama-1"]
 
 
 def test_without_a_surge_the_old_one_goes_first() -> None:
@@ -256,11 +317,32 @@ def test_to_zero_and_back_for_one_request() -> None:
     assert world.reason() == "WokenByRequest"
 
 
+@pytest.mark.parametrize("up", [{"stabilizationSeconds": 120}, {"cooldownSeconds": 3600}])
+def test_a_request_that_waits_for_an_empty_fleet_waits_for_no_window(up: dict[str, int]) -> None:
+    behavior = {"scaleUp": up, "scaleDown": {"stabilizationSeconds": 120}}
+    world = world_of({"minInstances": 0, "scaleToZero.afterSeconds": 120, "behavior": behavior})
+    for _ in range(2):
+        world.queued = 1
+        world.run(4, lambda: len(world.names()) == 1)
+        world.run(60, lambda: world.ready() == 1)
+        world.queued = 0
+        world.run(400, lambda: world.clusters() == [])
+
+
+def test_what_never_starts_and_nobody_asks_for_goes_to_zero() -> None:
+    world = world_of({"minInstances": 0, "scaleToZero.afterSeconds": 120})
+    world.broken.add(shape()["image"])
+    world.queued = 1
+    world.run(4, lambda: len(world.names()) == 1)
+    world.queued = 0
+    world.run(400, lambda: world.names() == [])
+
+
 ROLES: dict[str, Any] = {**PLAIN, "prefill.maxInstances": 6, "decode.maxInstances": 6}
 
 
-def roles_world() -> World:
-    world = World()
+def roles_world(**options: Any) -> World:
+    world = World(**options)
     world.create(disaggregated(ROLES))
 
     def ratio() -> None:
@@ -291,6 +373,34 @@ def test_two_roles_keep_their_ratio_at_every_moment() -> None:
     assert world.broken_rules == []
     status = world.status("llama-pd")
     assert status["prefill"]["desiredInstances"] == status["decode"]["desiredInstances"] == 1
+
+
+@pytest.mark.parametrize("drain_seconds", [5, 100])
+def test_prefill_of_another_shape_does_not_break_the_ratio_while_both_are_there(drain_seconds: float) -> None:
+    world = roles_world(drain_seconds=drain_seconds)
+    world.edit("llama-pd", lambda spec: spec["prefill"].update(minInstances=2))
+    world.run(300, lambda: (world.ready("prefill"), world.ready("decode")) == (2, 1))
+    world.edit("llama-pd", lambda spec: spec["prefill"]["instanceTemplate"]["spec"].update(replicas=1, gpusPerPod=8))
+    ready: list[int] = []
+    world.checks.append(lambda: ready.append(world.ready("prefill")))
+    world.run(600, lambda: all(obj["spec"]["gpusPerPod"] == 8 for obj in world.clusters("prefill")))
+    assert min(ready) >= 1
+    assert world.broken_rules == []
+
+
+@pytest.mark.parametrize("later", [0, 20, 39, 40, 41, 42, 60])
+def test_both_roles_of_another_shape_keep_the_ratio_whenever_they_change(later: int) -> None:
+    world = roles_world()
+    world.edit("llama-pd", lambda spec: spec["prefill"].update(minInstances=2))
+    world.run(300, lambda: (world.ready("prefill"), world.ready("decode")) == (2, 1))
+    for role, seconds in (("decode", later), ("prefill", 0)):
+        world.edit(
+            "llama-pd",
+            lambda spec, role=role: spec[role]["instanceTemplate"]["spec"].update(replicas=1, gpusPerPod=8),  # type: ignore[misc]
+        )
+        world.run(seconds)
+    world.run(900, lambda: all(obj["spec"]["gpusPerPod"] == 8 for obj in world.clusters()))
+    assert world.broken_rules == []
 
 
 # Dying.

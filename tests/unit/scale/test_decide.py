@@ -151,6 +151,34 @@ def test_a_router_roll_out_does_not_freeze_growth_and_never_shrinks() -> None:
     assert bed.run(6.0, 4, routers=0).instances == 8
 
 
+def test_a_window_of_weak_looks_is_no_window() -> None:
+    bed = toy(ready=6)
+    bed.run(1.0, 20, routers=0)
+    assert bed.run(1.0, 1).instances == 6
+    assert bed.run(1.0, 9).instances == 2
+
+
+def test_a_router_that_leaves_does_not_answer_for_one_that_is_silent() -> None:
+    bed = toy(ready=6)
+    for _ in range(20):
+        bed.now += TICK
+        seen = replace(bed.observe(1.0, routers=2), routers_wanted=("r0", "r2"))
+        bed.now -= TICK
+        bed.tick(1.0, observation=seen)
+    assert bed.last is not None
+    decision = bed.last.decisions[Role.BOTH]
+    assert (decision.instances, decision.reason) == (6, Why.SIGNALS_STALE)
+    assert "no fresh figures of 1 of 2 routers" in decision.message
+
+
+@pytest.mark.parametrize("policy", [{}, {"policy": "Metrics", **metrics(metric("QueueLength", "100", "20"))}])
+def test_a_fleet_of_which_nothing_is_ready_is_not_idle(policy: dict[str, Any]) -> None:
+    bed = toy(policy, ready=6)
+    bed.run(3.0, 20)
+    bed.fleet = replace(bed.fleet, instances=tuple(replace(one, ready=False) for one in bed.fleet.instances))
+    assert bed.run(0.0, 40).instances == 6
+
+
 def test_a_problem_of_the_source_is_said() -> None:
     bed = toy(ready=3)
     bed.run(0.1, 20)
@@ -249,6 +277,17 @@ def test_all_metrics_must_be_below_to_shrink() -> None:
     assert bed.run(1.0, 20).reason is Why.ON_TARGET
     decision = bed.run(0.01, 20)
     assert (decision.instances, decision.reason) == (2, Why.ALL_METRICS_BELOW_THRESHOLD)
+
+
+def test_a_histogram_that_no_engine_has_is_no_figure() -> None:
+    decision = toy({"policy": "Metrics", **metrics(metric("TTFT", "3", "1"))}, ready=5).run(1.0, 30)
+    assert (decision.instances, decision.reason) == (5, Why.SIGNALS_STALE)
+    assert "no figure for TTFT" in decision.message
+
+
+def test_above_its_threshold_what_is_starting_may_suffice() -> None:
+    decision = toy(QUEUE, ready=2, pending=4).run(0.5, 4, queued=120)
+    assert (decision.instances, decision.reason) == (6, Why.PENDING_SUFFICES)
 
 
 def test_a_metric_without_a_figure_never_shrinks() -> None:

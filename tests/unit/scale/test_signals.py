@@ -65,7 +65,14 @@ def test_a_figure_that_cannot_be_true_is_no_reading(name: str, value: str) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["", "<html>502</html>", "vllm:num_requests_running 1.0", "vllm:num_requests_running{ x"]
+    "text",
+    [
+        "",
+        "<html>502</html>",
+        "vllm:num_requests_running 1.0",
+        "vllm:num_requests_running{ x",
+        "\n".join(line for line in ENGINE.splitlines() if "prompt_tokens" not in line),
+    ],
 )
 def test_a_page_that_is_no_engines_is_no_reading(text: str) -> None:
     assert engine_from_text(text, "a", 0.0) is None

@@ -17,12 +17,15 @@ from llmfleet.prometheus.client import Prometheus
 from llmfleet.prometheus.query import QueryError, one_of, read_vector, select
 from llmfleet.scale import client
 from llmfleet.scale.client import Direct
+from llmfleet.scale.controller import gpu_query
 from llmfleet.scale.targets import Target, Targets, engine_targets, router_targets
 from llmfleet.telemetry import AutoscalerMetrics
+from unit.scale.builders import fleet_of
 
 ENGINE = """vllm:num_requests_running{engine="0"} 3.0
 vllm:num_requests_waiting{engine="0"} 0.0
 vllm:generation_tokens_total{engine="0"} 500.0
+vllm:prompt_tokens_total{engine="0"} 900.0
 """
 ROUTER = 'llmfleet_router_in_flight_requests{model="m"} 2.0\n'
 
@@ -135,6 +138,33 @@ def test_a_routers_page_is_asked_once_for_all_fleets(serve: Callable[[Answer], i
     assert asked == ["/metrics"]
 
 
+def test_routers_of_the_same_name_in_two_namespaces_are_two(serve: Callable[[Answer], int]) -> None:
+    direct = Direct(lambda: 7.0, AutoscalerMetrics())
+    seen = [
+        direct.observe(targets_of({}, {"r": serve(page(ROUTER.replace("2.0", figure)))})) for figure in ("2.0", "5.0")
+    ]
+    assert [reading.in_flight for one in seen for reading in one.routers] == [2.0, 5.0]
+
+
+def test_who_was_too_late_is_not_asked_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "GATHER_SECONDS", 0.05)
+    monkeypatch.setattr(client, "THREADS", 1)
+    begun, go_on = list[str](), threading.Event()
+
+    def fetch(address: str, port: int, path: str) -> str:
+        begun.append(address)
+        go_on.wait(10)
+        raise OSError("no route")
+
+    monkeypatch.setattr(client, "fetch", fetch)
+    direct = Direct(lambda: 7.0, AutoscalerMetrics())
+    for _ in range(3):
+        assert direct.observe(targets_of({"a": 1, "b": 2, "c": 3})).engines == ()
+    go_on.set()
+    direct._pool.shutdown(wait=True)
+    assert len(begun) == 1
+
+
 def pod(name: str, **changes: Any) -> dict[str, Any]:
     ports = [{"name": "http", "containerPort": 9000}]
     labels = {"serving.ai/cluster": name, "apps.kubernetes.io/pod-index": changes.get("index", "0")}
@@ -153,10 +183,20 @@ def test_rank_0_of_own_instances_is_asked_on_its_own_port() -> None:
 def test_only_ready_routers_must_answer() -> None:
     leaving = pod("z", ready=True, metadata={"deletionTimestamp": "2026-01-01T00:00:00Z"})
     found, expected = router_targets([pod("x", ready=True), pod("y"), leaving])
-    assert ([one.name for one in found], expected) == (["x-0", "y-0", "z-0"], 1)
+    assert ([one.name for one in found], expected) == (["x-0", "y-0", "z-0"], ("x-0",))
 
 
 # Prometheus.
+
+
+def posted(text: str, code: int) -> Answer:
+    """A page for whoever posts, whose question is read first."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.rfile.read(int(request.headers["Content-Length"]))
+        page(text, code)(request)
+
+    return answer
 
 
 class FakePrometheus:
@@ -191,6 +231,7 @@ FULL = (
             series("vllm:num_requests_running", "3"),
             series("vllm:num_requests_waiting", "1"),
             series("vllm:generation_tokens_total", "500"),
+            series("vllm:prompt_tokens_total", "900"),
         ),
     ),
     ("llmfleet_queue_requests", vector(({"__name__": "llmfleet_queue_requests", "pod": "r-1", "model": "m"}, "4"))),
@@ -218,6 +259,40 @@ def test_a_prometheus_that_answers_nonsense_is_a_problem(serve: Callable[[Answer
     seen = source.observe(targets_of({"a": 1}))
     assert seen.engines == ()
     assert seen.problem.startswith("Prometheus does not answer: ")
+
+
+@pytest.mark.parametrize("code", [200, 403])
+@pytest.mark.parametrize(
+    "answer", ['["the secret"]', "the secret", '{"error": "the secret"}', '{"status": "the secret"}']
+)
+def test_what_another_server_says_is_repeated_to_nobody(serve: Callable[[Answer], int], answer: str, code: int) -> None:
+    source = Prometheus(f"http://127.0.0.1:{serve(posted(answer, code))}", lambda: 1000.0, AutoscalerMetrics())
+    problem = source.observe(targets_of({"a": 1})).problem
+    assert problem
+    assert "secret" not in problem
+
+
+def test_an_error_of_a_query_is_said_in_prometheus_own_words(serve: Callable[[Answer], int]) -> None:
+    answer = json.dumps({"status": "error", "errorType": "bad_data", "error": "parse error: unexpected end"})
+    source = Prometheus(f"http://127.0.0.1:{serve(posted(answer, 400))}", lambda: 1000.0, AutoscalerMetrics())
+    assert source.observe(targets_of({"a": 1})).problem.endswith("400 parse error: unexpected end")
+
+
+def test_a_partial_answer_is_a_problem_or_no_figure(serve: Callable[[Answer], int]) -> None:
+    partial = {**vector(({}, "1")), "warnings": ["a store is down"]}
+    for answers, problem in (((("sum(up)", partial),), ""), ((("timestamp(vllm", partial),), "may be partial")):
+        fake = FakePrometheus(*answers, *FULL)
+        source = Prometheus(f"http://127.0.0.1:{serve(fake)}", lambda: 1000.0, AutoscalerMetrics())
+        seen = source.observe(targets_of({"a": 1}, {"r": 1}, queries=(("mine", "sum(up)"),)))
+        assert seen.external == {}
+        assert problem in seen.problem
+
+
+def test_the_gpu_query_asks_only_what_serves_and_for_all_of_it() -> None:
+    query = gpu_query("d", fleet_of(2, 1))
+    dcgm = 'DCGM_FI_DEV_GPU_UTIL{namespace="d",pod=~"%s"}'
+    mean = f"avg({dcgm % 'llama-0-[0-9]+|llama-1-[0-9]+'}) / 100"
+    assert query == f"{mean} and count(count by (pod) ({dcgm % 'llama-0-0|llama-1-0'})) >= 2"
 
 
 def test_a_prometheus_that_is_down_is_a_problem() -> None:

@@ -131,7 +131,8 @@ class World:
             if until is not None and until():
                 return
         if until is not None:
-            raise AssertionError(f"not so after {seconds} s: {self.status()} {self.names(staying=False)}")
+            found = [obj.get("status") for (plural, _, _), obj in self.objects.items() if plural == AUTOSCALER.plural]
+            raise AssertionError(f"not so after {seconds} s: {found} {self.names(staying=False)}")
 
     def reconcile_all(self) -> None:
         changed, self.seen = self.version != self.seen, self.version
@@ -283,6 +284,8 @@ class WorldApi:
             raise Rejected(f"spec.image: {wanted['spec']['image']} is refused")
         live = world.objects.get(where)
         self.before(f"{'patch' if live else 'create'} {where[2]}")
+        if live and not force and where not in world.applied and live["spec"] != wanted["spec"]:
+            raise Conflict("another manager's fields")
         uid = wanted["metadata"].get("uid")
         if uid and (live is None or live["metadata"]["uid"] != uid):
             raise Conflict("uid")
