@@ -30,7 +30,7 @@ from llmfleet.prometheus.client import Prometheus
 from llmfleet.scale.client import Direct, Source
 from llmfleet.scale.fleet import Fleet, build_fleet, seconds_of
 from llmfleet.scale.memory import Memory, begin
-from llmfleet.scale.plan import Ask, Moves, plan
+from llmfleet.scale.plan import Ask, Moves, narrowed, plan
 from llmfleet.scale.replay import Step, acted, headroom, room, spare, step
 from llmfleet.scale.signals import Observation
 from llmfleet.scale.status import Facts, derive_status, refused_status
@@ -288,9 +288,9 @@ class AutoscalerController:
         now: float,
     ) -> None:
         assert known.last is not None
-        scaled = ""
+        scaled, refusals = "", list[Rejected]()
         for role, moves in moved.items():
-            scaled = self._move(scaler, known, fleets[role], role, moves) or scaled
+            scaled = self._move(scaler, known, fleets[role], role, moves, refusals) or scaled
         facts = Facts(
             generation=int(scaler["metadata"].get("generation", 0)),
             before=scaler.get("status") or {},
@@ -299,31 +299,45 @@ class AutoscalerController:
         )
         status = derive_status(spec, fleets, known.last, facts)
         self._write_status(key, scaler, known, status, now)
+        if refusals:
+            raise refusals[0]
 
-    def _move(self, scaler: Manifest, known: Known, fleet: Fleet, role: Role, moves: Moves) -> str:
+    def _move(
+        self, scaler: Manifest, known: Known, fleet: Fleet, role: Role, moves: Moves, refusals: list[Rejected]
+    ) -> str:
         """Carry one role's moves out and tell people; returns what it was, if it changed the size."""
         if not moves.actions:
             return ""
         assert known.last is not None
         decision = known.last.decisions[role]
-        try:
-            execute(moves.actions, self._api)
-        except Rejected as error:
+        moves, found = self._attempt(moves)
+        if found:
+            refusals += found
             failed = CreateEvent(
                 regarding=scaler,
                 type_="Warning",
                 reason=str(decision.reason),
                 action="ScaleFailed",
-                message=f"the API server refuses it: {error.message}",
+                message=f"the API server refuses it: {found[0].message}",
             )
             execute((failed,), self._api)
-            raise
         known.deleted |= {one.uid for one in moves.deleted}
         grew, shrank = moves.grew, bool(moves.deleted) and not moves.created
         memory = acted(known.memories[role], grew=grew, shrank=shrank, now=self._clock())
         known.memories = {**known.memories, role: memory}
         execute(tuple(build_events(scaler, fleet, moves, str(decision.reason), decision.message)), self._api)
         return "ScaleUp" if grew else "ScaleDown" if shrank else ""
+
+    def _attempt(self, moves: Moves) -> tuple[Moves, list[Rejected]]:
+        """What was done of the moves, and what was refused: a template nobody takes must not keep a fleet's size."""
+        done, refused = list[Action](), list[Rejected]()
+        for action in moves.actions:
+            try:
+                execute((action,), self._api)
+                done.append(action)
+            except Rejected as error:
+                refused.append(error)
+        return narrowed(moves, done), refused
 
     def _write_status(self, key: Key, scaler: Manifest, known: Known, status: dict[str, Any], now: float) -> None:
         """Counts, reasons and conditions at once; figures that only drift now and then."""

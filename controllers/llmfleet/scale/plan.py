@@ -8,7 +8,7 @@ are ever written. It sends nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any
@@ -133,6 +133,19 @@ def moves(
         deleted=tuple(delete),
         patched=tuple(patch.obj["metadata"]["name"] for patch in patches if isinstance(patch, Apply)),
         replaced=tuple(name for name, replaces in create if replaces),
+    )
+
+
+def narrowed(moves: Moves, done: Sequence[Action]) -> Moves:
+    """The same moves, as far as they were done."""
+    applied = {action.obj["metadata"]["name"] for action in done if isinstance(action, Apply)}
+    gone = {action.uid for action in done if isinstance(action, Delete)}
+    return Moves(
+        actions=tuple(done),
+        created=tuple(name for name in moves.created if name in applied),
+        deleted=tuple(one for one in moves.deleted if one.uid in gone),
+        patched=tuple(name for name in moves.patched if name in applied),
+        replaced=tuple(name for name in moves.replaced if name in applied),
     )
 
 

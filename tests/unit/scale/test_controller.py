@@ -274,6 +274,18 @@ def test_what_the_apiserver_refuses_is_said_and_tried_again() -> None:
     world.run(40, lambda: len(world.names()) == 2)
 
 
+def test_a_template_that_is_refused_keeps_no_fleet_from_its_size() -> None:
+    world = world_of({"minInstances": 3})
+    world.refused_images.add("worse:1")
+    world.edit("llama", lambda spec: spec["instanceTemplate"]["spec"].update(image="worse:1"))
+    world.run(30)
+    assert world.status()["observedGeneration"] == 2
+    assert world.events[-1][2] == "ScaleFailed"
+    world.edit("llama", lambda spec: spec.update(minInstances=1))
+    world.run(900, lambda: len(world.names()) == 1)
+    assert world.status()["lastScaleAction"] == "ScaleDown"
+
+
 def test_an_hour_without_figures_holds_and_says_so() -> None:
     world = world_of()
     world.load = lambda role: 3.0
