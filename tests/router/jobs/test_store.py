@@ -431,3 +431,37 @@ async def test_every_acknowledged_job_is_there_after_kill_nine(redis_server):
         await until(lambda: not store.problem)
         views = [await store.look(ident, "") for ident in acknowledged]
         assert all(view is not None and view.state is State.QUEUED for view in views)
+
+
+@scenario
+async def test_a_job_that_a_repeated_request_was_told_of_is_not_taken_back(redis_server):
+    async with connected(redis_server) as store:
+        alone = await admitted(store, tenant="a")
+        assert await store.cancel(alone.id, "a", forget=True) is State.CANCELLED
+        assert await store.look(alone.id, "a") is None
+        # Its own client heard nothing, and asked once more, perhaps another router.
+        first = await admitted(store, idempotency="k" * 64, digest="one", tenant="a")
+        assert (await admitted(store, idempotency="k" * 64, digest="one", tenant="a")).id == first.id
+        assert await store.cancel(first.id, "a", forget=True) is State.QUEUED
+        view = await store.look(first.id, "a")
+        assert view is not None and view.state is State.QUEUED
+        assert await store.cancel(first.id, "a") is State.CANCELLED
+
+
+@scenario
+async def test_what_becomes_doubtful_while_another_one_is_taken_back_is_taken_back_too(redis_server):
+    async with connected(redis_server) as store:
+        first, second = await admitted(store), await admitted(store)
+        store._doubtful.append((first.id, ""))
+        cancel, seen = store.cancel, []
+
+        async def slow(ident: str, tenant: str, *, forget: bool = False) -> State | None:
+            if ident == first.id and not seen:
+                seen.append(ident)
+                store._doubtful.append((second.id, ""))
+            return await cancel(ident, tenant, forget=forget)
+
+        store.cancel = slow  # type: ignore[method-assign]
+        await store._withdraw_doubtful()
+        assert not store._doubtful
+        assert redis_server.client().keys("{llmfleet}:job:*") == []

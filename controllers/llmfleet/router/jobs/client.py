@@ -265,9 +265,9 @@ class Store:
 
     async def _withdraw_doubtful(self) -> None:
         while self._doubtful:
-            ident, tenant = self._doubtful[-1]
-            await self.cancel(ident, tenant, forget=True)
-            self._doubtful.pop()
+            doubtful = self._doubtful[0]  # more may come while this one is taken back
+            await self.cancel(*doubtful, forget=True)
+            self._doubtful.remove(doubtful)
 
     async def look(self, ident: str, tenant: str, *, whole: bool = False) -> View | None:
         """Return a job of this tenant, with its answer if `whole`."""
@@ -277,7 +277,10 @@ class Store:
         return None if answer is None else view_of(ident, answer)
 
     async def cancel(self, ident: str, tenant: str, *, forget: bool = False) -> State | None:
-        """End a job that is not over; returns its state then, None if this tenant has none such."""
+        """End a job that is not over; returns its state then, None if this tenant has none such.
+
+        With `forget` it is as if it had never been, unless a repeated request was told of it in the meantime.
+        """
         args = [ident, tenant, self._keep, int(forget)]
         answer = await self._call(scripts.CANCEL, (), args, self._settings.timeout_seconds)
         return None if answer is None else State(answer.decode())

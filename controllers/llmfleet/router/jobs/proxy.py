@@ -167,8 +167,8 @@ class Desk:
             raise self._no_room(admission)
         if admission.verdict is Verdict.STORED:
             self._metrics.accepted[request.model] += 1
-            if call.gone:  # nobody knows its id
-                await self._store.cancel(admission.id, request.tenant, forget=True)
+            # Nobody knows its id, unless the request was made again in the meantime.
+            if call.gone and await self._store.cancel(admission.id, request.tenant, forget=True) is State.CANCELLED:
                 self._metrics.ended[(request.model, str(State.CANCELLED))] += 1
         applied = APPLIED if asked else b""
         if rules.follows(head, self._redirect):

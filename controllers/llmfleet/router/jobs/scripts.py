@@ -82,6 +82,7 @@ if once ~= '' then
         local old = redis.call('HMGET', job_key(seen[1]), 'state', 'created', 'deadline')
         if old[1] then
             local verdict = seen[2] == digest and 'again' or 'conflict'
+            if verdict == 'again' then redis.call('HSET', job_key(seen[1]), 'again', 1) end
             return {verdict, seen[1], old[1], 0, old[2], old[3]}
         end
     end
@@ -221,14 +222,16 @@ return 'queued'
 """
 )
 
+# `forget` takes back what nobody was told of; a job that stands for a repeated request is somebody's, and stays.
 CANCEL: Final = (
     _ALWAYS
     + _COMMON
     + """
 local id, tenant, keep, forget = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local key = job_key(id)
-local job = redis.call('HMGET', key, 'state', 'tenant', 'once')
+local job = redis.call('HMGET', key, 'state', 'tenant', 'once', 'again')
 if not job[1] or job[2] ~= tenant then return false end
+if forget == '1' and job[4] then return job[1] end
 if job[1] == 'queued' or job[1] == 'running' then
     local late = job[1] == 'queued' and tonumber(redis.call('HGET', key, 'deadline')) <= now
     job[1] = late and 'expired' or 'cancelled'
