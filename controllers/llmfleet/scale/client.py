@@ -8,7 +8,9 @@ drips is as dead as one that does not come. A router's page serves every fleet o
 from __future__ import annotations
 
 import http.client
+import io
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -115,21 +117,50 @@ def answer_of(future: Future[T]) -> T | None:
     return future.result() if future.done() and not future.cancelled() and not future.exception() else None
 
 
+class Hurried(io.RawIOBase):
+    """What a socket receives until a moment. Its own timeout begins anew with every byte."""
+
+    def __init__(self, connected: socket.socket, deadline: float) -> None:
+        super().__init__()
+        self._socket, self._deadline = connected, deadline
+        self._raw = connected.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("too slow")
+        self._socket.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
 def fetch(address: str, port: int, path: str, headers: Sequence[tuple[str, str]] = ()) -> str:
     """GET a page that must answer 200 and be whole within `ASK_SECONDS`."""
     deadline = time.monotonic() + ASK_SECONDS
     connection = http.client.HTTPConnection(address, port, timeout=ASK_SECONDS)
+    answer: http.client.HTTPResponse | None = None
     try:
         connection.request("GET", path, headers=dict(headers))
-        answer = connection.getresponse()
+        answer = http.client.HTTPResponse(connection.sock, method="GET")
+        answer.fp.close()
+        answer.fp = io.BufferedReader(Hurried(connection.sock, deadline), 65536)
+        answer.begin()
         if answer.status != http.client.OK:
             raise OSError(f"GET {path}: {answer.status}")
         parts, size = [], 0
         while part := answer.read1(65536):
             parts.append(part)
             size += len(part)
-            if time.monotonic() > deadline or size > MAX_PAGE:
-                raise OSError(f"GET {path}: too slow or too long after {size} bytes")
+            if size > MAX_PAGE:
+                raise OSError(f"GET {path}: too long after {size} bytes")
         return b"".join(parts).decode("utf-8", "replace")
     finally:
+        if answer is not None:
+            answer.close()
         connection.close()

@@ -82,6 +82,16 @@ def drip(request: BaseHTTPRequestHandler) -> None:
         time.sleep(0.05)
 
 
+def drip_headers(request: BaseHTTPRequestHandler) -> None:
+    """Headers that never end."""
+    for _ in range(200):
+        try:
+            request.wfile.write(b"HTTP/1.0 200 OK\r\nX-Long: " if _ == 0 else b"x")
+        except OSError:
+            return
+        time.sleep(0.05)
+
+
 def target(name: str, port: int) -> Target:
     return Target(name=name, pod=f"{name}-0", address="127.0.0.1", port=port)
 
@@ -111,6 +121,7 @@ def test_who_answers_is_seen_and_who_does_not_is_missing(
             "proxy": serve(page("<html>bad gateway</html>")),
             "nan": serve(page(ENGINE.replace("500.0", "NaN"))),
             "slow": serve(drip),
+            "slow headers": serve(drip_headers),
             "dead": 1,
             "silent": silent.getsockname()[1],
         }
@@ -122,7 +133,7 @@ def test_who_answers_is_seen_and_who_does_not_is_missing(
     failed = metrics.registry.get_sample_value(
         "llmfleet_autoscaler_scrapes_total", {"target": "engine", "result": "failed"}
     )
-    assert failed == 4
+    assert failed == 5
 
 
 def test_a_routers_page_is_asked_once_for_all_fleets(serve: Callable[[Answer], int]) -> None:
