@@ -740,3 +740,22 @@ async def test_who_waited_before_its_model_was_split_is_answered_and_holds_nobod
         await bed.adopted(bed.publish(b0=None))
         assert (await second.answer()).status == 200
         assert (await bed.ask()).status == 200 and len(bed.asked("p0")) == 1
+
+
+@scenario
+async def test_a_first_leg_that_is_sent_again_on_its_engine_keeps_its_slot():
+    async def close_late(connection, request):
+        await asyncio.sleep(0.2)
+        connection.cut()
+
+    async with Split(slots=1, p0=offering(delay=0.2), d0=ok(), d1=ok()) as bed:
+        await bed.ask()  # leaves a connection behind, which may be stale
+        bed.engines[0].script.append(close_late)
+        first, second = await bed.client(), await bed.client()
+        await first.send()
+        await bed.until(lambda: bed.in_flight() == 2)
+        await second.send()
+        await bed.until(lambda: bed.router.waiting("m") == 1)
+        assert [(await client.answer()).status for client in (first, second)] == [200, 200]
+        assert bed.counter("retries") == {"prefill_reset": 1} and bed.engines[0].max_active == 1
+        bed.nothing_held()

@@ -266,10 +266,13 @@ class SplitExchange(Exchange):
 
     def not_prefilled(self, reason: str, detail: str, *, stale: bool = False) -> None:
         """A first leg came to nothing: ask another prefill engine, or have the decode engine do it all."""
-        self._part(None if stale else reason)
         prefill, decode = self._prefill, self._backend
         if prefill is None or decode is None:
+            self._part(None if stale else reason)
             return
+        prefill.in_flight += stale  # who waits gets no slot that is wanted again at once
+        self._part(None if stale else reason)
+        prefill.in_flight -= stale
         fields = {"requestId": self.request_id.decode(), "llmcluster": prefill.instance}
         log.info("prefill failed", extra={"fields": fields | {"reason": reason, "detail": detail}})
         self.stats.retries[f"prefill_{reason}"] += 1
