@@ -130,9 +130,21 @@ async def test_the_memory_of_bodies_that_wait_or_are_read_is_bounded():
         await bed.until(lambda: bed.router.waits.bytes == 0)
         slow = await bed.client()
         slow.writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 2000\r\n\r\n{")
-        await bed.until(lambda: bed.router.reading == 2000)
+        await bed.until(lambda: bed.router.reading == 1)
+        slow.writer.write(b" " * 1500)
+        await bed.until(lambda: bed.router.reading == 1501)
         slow.writer.transport.abort()
         await bed.until(lambda: bed.router.reading == 0)
+
+
+@scenario
+async def test_bodies_that_are_announced_and_never_come_take_no_memory_from_others():
+    async with Bed(ok(delay=0.3), slots=1, settings=queue(maxWaitingBytes=4096)) as bed:
+        silent_ones = [await bed.client() for _ in range(8)]
+        for client in silent_ones:
+            client.writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 4000\r\n\r\n{")
+        await bed.until(lambda: bed.router.reading == 8)
+        assert [a.status for a in await asyncio.gather(bed.ask(), bed.ask())] == [200, 200]
 
 
 @scenario

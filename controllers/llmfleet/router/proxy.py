@@ -463,7 +463,7 @@ class Client(asyncio.Protocol):
         elif reader.head:
             if phase is not BODY:
                 self._read_on()
-            elif reader.length < 0 and not self._reserve(reader.wire):
+            elif not self._reserve(reader.wire):
                 self._no_memory()
         elif phase is IDLE and reader.started:
             self._enter(READING, self._router.settings.timeouts.header_seconds)
@@ -489,6 +489,7 @@ class Client(asyncio.Protocol):
         if not self._reserve(max(reader.length, reader.wire)):
             self._no_memory()
             return
+        self._reserve(reader.wire)  # what is announced must fit, and only what has come is held: words cost nothing
         if reader.expects_continue:
             reader.expects_continue = False
             self.write(http1.CONTINUE)
