@@ -13,6 +13,7 @@ from llmfleet.api.document import Document, Endpoint, Model, ModelState, render,
 from llmfleet.router.keys import ANONYMOUS
 from llmfleet.router.limits import Queue
 from llmfleet.router.pick import Fleet, ModelPool, pick
+from llmfleet.router.relay import Exchange
 from llmfleet.router.waits import Waits
 
 
@@ -440,3 +441,22 @@ async def test_a_request_that_is_sent_again_on_its_engine_keeps_its_slot():
         await bed.until(lambda: bed.router.waiting("m") == 1)
         assert [(await client.answer()).status for client in (first, second)] == [200, 200]
         assert bed.counter("retries") == {"reset": 1} and bed.engines[0].max_active == 1
+
+
+@scenario
+async def test_a_request_that_cannot_be_sent_after_its_wait_harms_nobody_else(monkeypatch):
+    send = Exchange._dispatch
+
+    def fail_for_one(exchange, backend):
+        if b"poison" in exchange.body:
+            raise ValueError("planted")
+        send(exchange, backend)
+
+    monkeypatch.setattr(Exchange, "_dispatch", fail_for_one)
+    async with Bed(ok(delay=0.3), slots=1) as bed:
+        clients = [await bed.client() for _ in range(3)]
+        for number, client in enumerate(clients):
+            await client.send(CHAT | ({"user": "poison"} if number == 1 else {}))
+            await bed.until(lambda n=number: bed.router.waiting("m") == n)
+        assert [(await client.answer()).status for client in clients] == [200, 500, 200]
+        assert bed.in_flight() == 0 and bed.router.waits.bytes == 0

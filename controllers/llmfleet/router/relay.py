@@ -316,7 +316,12 @@ class Exchange(Attempt):
         """A slot is there."""
         self.queued += now - self._parked_at
         self.answer.waited(self.queued)
-        self._dispatch(backend)
+        try:
+            self._dispatch(backend)
+        except Exception:  # whoever freed the slot is not to pay for it, and this client is to hear of it
+            log.exception("a request that waited could not be sent")
+            self.detach()
+            self._refuse(errors.lost(Code.UPSTREAM_FAILED, "the request could not be sent", status=500), "failed")
 
     def no_slot(self) -> Refusal:
         """Say that there is no slot."""

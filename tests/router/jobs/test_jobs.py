@@ -599,3 +599,28 @@ async def test_prompts_and_answers_are_in_no_log_line(redis_server, caplog):
         await bed.becomes(await bed.put(secret), "dead")
         assert "zanzibar" not in caplog.text
         assert "zanzibar" not in json.dumps(redis_server.client().xrange("{llmfleet}:dead"))
+
+
+@scenario
+async def test_words_on_the_channel_that_mean_nothing_do_not_end_the_jobs(redis_server):
+    async with JobBed(redis_server, ok()) as bed:
+        redis_server.client().publish(f"{bed.router.settings.redis.prefix}:events", "end")
+        await bed.until(lambda: bed.jobs.store.reconnects >= 1, "the connection is made anew")
+        assert (await bed.becomes(await bed.put(), "complete"))["status"] == "complete"
+
+
+@scenario
+async def test_a_job_that_cannot_be_prepared_ends_and_the_next_one_runs(redis_server, monkeypatch):
+    async with JobBed(redis_server, ok()) as bed:
+        worker = bed.jobs.worker
+        prepare = worker._prepare
+
+        def fail_for_one(claim, collector):
+            if b"poison" in claim.body:
+                raise ValueError("planted")
+            return prepare(claim, collector)
+
+        monkeypatch.setattr(worker, "_prepare", fail_for_one)
+        bad, good = await bed.put(CHAT | {"user": "poison"}), await bed.put()
+        assert (await bed.becomes(good, "complete"))["status"] == "complete"
+        assert (await bed.becomes(bad, "complete", "failed"))["status"] == "failed"

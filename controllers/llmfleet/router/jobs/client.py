@@ -96,6 +96,9 @@ class Store:
                 await self._listen(heard)
             except (RedisError, OSError, TimeoutError, ValueError, Unavailable) as error:
                 self._lost(reason_of(error))
+            except Exception:  # a fault of ours, or words on the channel that nobody of us wrote: jobs go on after it
+                log.exception("the connection to redis was given up")
+                self._lost("a fault of the router")
             await self._close()
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, BACKOFF_SECONDS[1])

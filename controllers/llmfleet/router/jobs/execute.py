@@ -214,10 +214,17 @@ class Worker:
         try:
             run.exchange = self._prepare(run.claim, collector)
         except Refusal as refusal:  # the rules changed since it was stored
-            status, _, body = errors.render(refusal, Dialect.PLAIN)
-            self._offer(run, Result(status=status, content_type=b"application/json", body=body), End.FINISH)
+            self._refuse(run, refusal)
+        except Exception:  # one job that cannot be prepared must not keep the others from running
+            log.exception("a job could not be prepared", extra={"fields": {"job": run.claim.id}})
+            self._refuse(run, errors.lost(errors.Code.UPSTREAM_FAILED, "the request could not be run", status=500))
         else:
             run.exchange.start()
+
+    def _refuse(self, run: Run, refusal: Refusal) -> None:
+        """End a job that reached no engine."""
+        status, _, body = errors.render(refusal, Dialect.PLAIN)
+        self._offer(run, Result(status=status, content_type=b"application/json", body=body), End.FINISH)
 
     # ---- ends ----
 
