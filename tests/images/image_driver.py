@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import tarfile
 from dataclasses import dataclass
@@ -115,9 +116,21 @@ class Container:
         return subprocess.run(line, env=outside, capture_output=True, text=True, timeout=120, check=False)
 
     def start(self, *command: str, writable: str = "", **environment: str) -> subprocess.Popen[str]:
-        """Start a command that goes on; the caller kills it, and with it everything inside."""
+        """Start a command that goes on until `end`."""
         line, outside = self.command(*command, writable=writable, **environment)
         return subprocess.Popen(line, env=outside, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    @staticmethod
+    def end(process: subprocess.Popen[str]) -> None:
+        """Kill the first process of the namespace, and with it everything inside.
+
+        A process that changes its user outlives its parent: `--kill-child` alone would leave it behind.
+        """
+        inside = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for pid in map(int, inside):
+            os.kill(pid, signal.SIGKILL)
+        process.wait(timeout=30)
+        assert not any(Path(f"/proc/{pid}").exists() for pid in inside)
 
     def shell(self, text: str, **environment: str) -> str:
         """Run a line of shell and return what it printed; a failure shows it."""

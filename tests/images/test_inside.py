@@ -144,8 +144,7 @@ def test_the_simulator_serves_as_the_images_user_on_a_read_only_root(containers:
     try:
         assert answer(f"http://127.0.0.1:{port}/health", process) == 200
     finally:
-        process.kill()
-        process.wait()
+        containers["sim"].end(process)
 
 
 def answer(url: str, process: subprocess.Popen[str]) -> int:
@@ -170,8 +169,7 @@ def test_redis_serves_from_the_data_volume_on_a_read_only_root(containers: dict[
         assert redis.shell(f"{ask}; {script}").strip() == "1"
         assert redis.shell(f"redis-cli -p {port} config get protected-mode").split() == ["protected-mode", "no"]
     finally:
-        process.kill()
-        process.wait()
+        redis.end(process)
 
 
 def test_the_vllm_image_says_what_to_mount_when_nothing_is(containers: dict[str, Container]) -> None:
