@@ -1,8 +1,15 @@
-"""Options and fixtures that every layer of tests shares."""
+"""Options that every layer of tests shares; generated cases that are the same in every run, however slow it is."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+from hypothesis import settings
+
+settings.register_profile("usual", derandomize=True, database=None, deadline=None)
+if "LLMFLEET_FUZZ" not in os.environ:
+    settings.load_profile("usual")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

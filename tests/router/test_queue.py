@@ -440,8 +440,8 @@ class Room(RuleBasedStateMachine):
             return
         assert len(self.room) <= self.room.limit_count and self.room.bytes <= self.room.limit_bytes
         inside = list(self.room)
-        assert self.room.bytes == sum(t.size for t in inside)
-        assert {id(t) for t in inside} | {id(t) for t in self.room._overdue} == {id(t) for t in self.model}
+        assert self.room.bytes == sum(t.size for t in inside if t not in self.room._overdue)
+        assert {id(t) for t in inside} == {id(t) for t in self.model}
         for rank in self.room._order:
             assert rank.size == sum(len(lane.line) for lane in rank.lanes.values())
             waiting = [lane.weight for lane in rank.lanes.values() if lane.line]

@@ -1,22 +1,16 @@
-"""A scripted apiserver per test, a real one per run; generated cases that are the same in every run."""
+"""A scripted apiserver per test, a real one per run."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
 
 from fakes.apiserver import Apiserver
 from fakes.scripted import ScriptedApiserver, scripted_apiserver
 from fakes.shared import new_namespace, shared_apiserver
 from llmfleet.kube.client import Api
 from llmfleet.kube.transport.client import KubeconfigCredentials, Transport
-
-settings.register_profile("usual", derandomize=True, database=None)
-if "LLMFLEET_FUZZ" not in os.environ:
-    settings.load_profile("usual")
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_a_cut_is_survived_and_what_happened_meanwhile_is_done(
     api: Api, server: Apiserver, namespace: str, tmp_path: Path
 ) -> None:
     with tcp_proxy(port_of(server)) as proxy, operator(server, proxy, namespace, tmp_path) as (process, health):
-        eventually(lambda: says(health, "leading"), seconds=60)
+        eventually(lambda: says(health, "leading"), seconds=180)
         for mode in (Mode.REFUSE, Mode.STALL):
             name = f"during-{mode}"
             proxy.set(mode)
@@ -87,7 +87,7 @@ def test_an_operator_that_starts_before_its_apiserver_waits_for_it(
     with tcp_proxy(port_of(server)) as proxy:
         proxy.set(Mode.REFUSE)
         with operator(server, proxy, namespace, tmp_path) as (process, health):
-            eventually(lambda: says(health, "standing by"), seconds=60)
+            eventually(lambda: says(health, "standing by"), seconds=180)
             api.create(cluster(namespace, "early"))
             time.sleep(3.0)
             assert process.poll() is None
