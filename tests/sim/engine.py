@@ -58,7 +58,7 @@ class Process:
 
     def request(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Reply:
         """Send one request over a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         sent = {} if data is None else {"Content-Type": "application/json"}
         connection.request(method, path, data, {**sent, **(headers or {})})
@@ -82,7 +82,7 @@ class Process:
     def open(self, path: str = "/v1/completions", **fields: Any) -> socket.socket:
         """Send a request and leave its answer to the caller."""
         data = json.dumps({"prompt": "hello world", "max_tokens": 1000, "ignore_eos": True, **fields}).encode()
-        link = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        link = socket.create_connection(("127.0.0.1", self.port), timeout=120)
         head = (
             f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
         )
