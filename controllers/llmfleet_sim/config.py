@@ -132,7 +132,7 @@ def build_config(flags: Namespace, env: EngineEnvironment, *, new_id: str) -> En
         output_tokens=flags.sim_output_tokens,
         transfer_us=flags.sim_kv_transfer_us,
         teardown_scale=flags.sim_teardown_scale,
-        sigterm_ends=_one_of("--sim-sigterm-ends", flags.sim_sigterm_ends, ("auto", "error", "abort")),
+        sigterm_ends=_one_of("--sim-sigterm-ends", flags.sim_sigterm_ends, ("auto", "error", "abort", "silence")),
         admin_host=flags.sim_admin_host,
         admin_port=flags.sim_admin_port,
         seed=flags.sim_seed,

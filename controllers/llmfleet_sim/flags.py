@@ -131,7 +131,7 @@ SIM_FLAGS: dict[str, tuple[Callable[[str], Any], Any, str]] = {
     ),
     "--sim-kv-transfer-us": (float, 8.0, "microseconds per token of a KV transfer (default 8)"),
     "--sim-teardown-scale": (float, 1.0, "factor on the measured times vLLM takes to fail and to go away (default 1)"),
-    "--sim-sigterm-ends": (str, "auto", "how SIGTERM ends what runs: error, abort, or auto (default auto)"),
+    "--sim-sigterm-ends": (str, "auto", "how SIGTERM ends what runs: error, abort, silence, or auto (default auto)"),
     "--sim-admin-port": (int, 0, "port for faults on command, 0 = none (default 0)"),
     "--sim-admin-host": (str, "127.0.0.1", "address of the admin port (default 127.0.0.1)"),
     "--sim-seed": (int, 0, "seed of the text generator (default 0)"),

@@ -99,6 +99,8 @@ async def serve(config: EngineConfig, group: LeaderGroup | None, bound: socket.s
     await api.listen(bound)
     log.info("Application startup complete, listening on port %d", config.port)
     await _first(stop, died)
+    if config.sigterm_ends == "silence" and not died.is_set():
+        worker.cancel()
     code = await (_leave_dead(config, api) if died.is_set() else _leave(config, api, died))
     worker.cancel()
     engine.close()
@@ -132,6 +134,8 @@ async def _leave(config: EngineConfig, api: Api, died: asyncio.Event) -> int:
     if not config.shutdown_timeout:
         api.stop_listening()
         end_all(config, api.engine)
+        while config.sigterm_ends == "silence" and api.open_requests:
+            await asyncio.sleep(0.02)
         await asyncio.sleep(_EXIT_SECONDS * config.teardown_scale)
         return 0
     api.draining = True
@@ -147,7 +151,10 @@ async def _leave(config: EngineConfig, api: Api, died: asyncio.Event) -> int:
 
 
 def end_all(config: EngineConfig, engine: Engine) -> None:
-    """End what still runs. Real engines race here; seen were an error for a lone request, aborts for several."""
+    """End what still runs. Real engines race here; seen were an error for a lone request, aborts for several, and
+    silence: the core is killed before its last outputs are out, and the server waits for its clients to go."""
+    if config.sigterm_ends == "silence":
+        return
     running = len(engine.scheduler.running) + len(engine.scheduler.waiting)
     if config.sigterm_ends == "error" or (config.sigterm_ends == "auto" and running == 1):
         engine.fail_all(engine_dead())

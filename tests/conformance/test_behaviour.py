@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from conformance.engine import launch, patience
-from sim.engine import Process, read_all, wait_for
+from conformance.engine import SIM, launch, patience
+from sim.engine import Process, read_all, until_silent, wait_for
 
 OPTIONS = (
     *("--api-key", "sekret", "--max-num-queued-reqs", "2", "--max-num-seqs", "1", "--fingerprint-mode", "none"),
@@ -15,6 +15,8 @@ OPTIONS = (
     *("--scheduling-policy", "priority", "--sse-keep-alive-interval", "1", "--shutdown-timeout", "20"),
     *("--served-model-name", "tiny", "alias"),
 )
+# An engine that is told to end has sent its last byte a second later, on a busy machine some seconds later.
+QUIET_SECONDS = 30
 KEY = {"Authorization": "Bearer sekret"}
 
 
@@ -71,15 +73,20 @@ def test_a_long_prompt_is_found_in_the_prefix_cache_the_second_time(engine):
     assert engine.metric("vllm:prompt_tokens_by_source_total", source="local_cache_hit") >= 384
 
 
-def test_sigterm_ends_a_stream_with_abort_or_an_error_then_done_and_status_0(engine):
+def test_sigterm_ends_a_stream_with_abort_or_an_error_then_done_or_not_at_all(engine, kind):
+    """vLLM aborts its requests and kills its core at once; when the kill is first, the client waits for ever."""
     stream = engine.open(stream=True, max_tokens=1000)
     assert wait_for(lambda: engine.metric("vllm:num_requests_running") == 1)
     engine.signal(signal.SIGTERM)
-    data = read_all(stream)
-    event, done = last_events(data)
-    error = b'"type": "InternalServerError", "param": null, "code": 500}}'
-    assert b'"finish_reason":"abort"' in event or event.endswith(error)
-    assert done == b"[DONE]" and data.endswith(b"0\r\n\r\n")
+    data = until_silent(stream, QUIET_SECONDS)
+    if kind == SIM or data.endswith(b"0\r\n\r\n"):
+        event, done = last_events(data)
+        error = b'"type": "InternalServerError", "param": null, "code": 500}}'
+        assert b'"finish_reason":"abort"' in event or event.endswith(error)
+        assert done == b"[DONE]" and data.endswith(b"0\r\n\r\n")
+    else:
+        assert engine.process.poll() is None and b"[DONE]" not in data
+    stream.close()
     assert engine.exit_code(120) == 0
     assert not engine.up()
 

@@ -25,6 +25,7 @@ from engine import (
 from llmfleet.api.document import Document, DocumentError, Endpoint, Model, parse_document
 from llmfleet.router.http1 import RequestReader, head_pattern
 from llmfleet.router.pick import Fleet, pick
+from llmfleet.router.proxy import Phase
 
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"
 
@@ -364,6 +365,27 @@ async def test_a_pipelining_client_with_a_slow_line_gets_its_whole_answer():
         raw = Raw(*await asyncio.open_connection(sock=sock))
         answer = await raw.answer()
         assert (answer.ended, answer.json) == ("whole", body)
+
+
+@scenario
+async def test_a_refused_client_is_listened_to_while_it_sends_but_not_for_ever():
+    async with Bed() as bed:
+        client = await bed.client()
+        client.writer.write(b"POST /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n")
+        answer = await client.answer()
+        (served,) = bed.router.clients
+        assert (answer.status, served.phase) == (404, Phase.LINGERING)
+        first = served._deadline
+        await asyncio.sleep(0.01)  # the loop's clock counts milliseconds
+        client.writer.write(b"a")
+        await bed.until(lambda: served._deadline > first, "another moment for a client that sends")
+        served._last_moment = bed.router.loop.time()
+        second = served._deadline
+        client.writer.write(b"a")
+        await bed.until(lambda: served._ignored == 2)
+        assert served._deadline == second
+        bed.router.sweep(second + 0.1)
+        assert await client.closed()
 
 
 @scenario

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -183,4 +184,14 @@ def read_all(link: socket.socket) -> bytes:
         if not part:
             break
         data += part
+    return data
+
+
+def until_silent(link: socket.socket, seconds: float) -> bytes:
+    """Read until the last chunk has come, the peer closes, or says nothing for so long."""
+    link.settimeout(seconds)
+    data = b""
+    with suppress(TimeoutError):
+        while not data.endswith(b"0\r\n\r\n") and (part := link.recv(65536)):
+            data += part
     return data

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from sim.engine import read_all, start, wait_for
+from sim.engine import read_all, start, until_silent, wait_for
 
 SLOW = ("--sim-step-a", "5", "--sim-step-b", "0", "--sim-step-c", "0", "--sim-step-d", "0")
 
@@ -35,6 +35,18 @@ def test_sigterm_ends_a_lone_stream_with_an_error_event_and_done(tmp_path, form)
         own.signal(signal.SIGTERM)
         event, done = last_events(read_all(stream))
         assert event.startswith(b'{"error": {"message": "EngineCore encountered an issue') and done == b"[DONE]"
+        assert own.exit_code() == 0
+
+
+def test_sigterm_can_leave_a_stream_silent_until_its_client_goes(tmp_path):
+    with start(tmp_path, *SLOW, "--sim-sigterm-ends", "silence").until_up() as own:
+        stream = own.open(stream=True)
+        assert wait_for(lambda: own.metric("vllm:num_requests_running") == 1)
+        own.signal(signal.SIGTERM)
+        assert wait_for(lambda: not own.up())
+        until_silent(stream, 0.5)
+        assert until_silent(stream, 0.5) == b"" and own.process.poll() is None
+        stream.close()
         assert own.exit_code() == 0
 
 

@@ -43,7 +43,8 @@ if TYPE_CHECKING:  # Redis' client is only for routers with jobs
     from llmfleet.router.jobs.proxy import Call
 log = logging.getLogger(__name__)
 
-LINGER_SECONDS: Final = 2.0  # how long a refused client may go on sending before it is cut off
+LINGER_SECONDS: Final = 5.0  # how long a refused client may be silent, while it has not read its answer
+LONGEST_LINGER_SECONDS: Final = 30.0  # how long it may go on sending; both as nginx' lingering close has them
 FIRST_REQUEST_SECONDS: Final = 1.0  # a connection this young was made to ask something: its request may be unread yet
 REFUSED_AT_ONCE: Final = 32  # connections over the limit that are told so; more are only closed
 _PATIENT: Final = re.compile(rb"\r\nprefer:[^\r]*\bwait\b", re.IGNORECASE)
@@ -398,6 +399,7 @@ class Client(asyncio.Protocol):
         "_deadline",
         "_exchange",
         "_ignored",
+        "_last_moment",
         "_reader",
         "_reserved",
         "_router",
@@ -425,6 +427,7 @@ class Client(asyncio.Protocol):
         self._reserved = 0  # of the memory for bodies
         self._ignored = 0  # bytes sent beyond the request being answered
         self._deadline = 0.0
+        self._last_moment = 0.0  # of lingering: no byte of the client's moves the deadline beyond it
         self.made_at = 0.0  # while its first request has not been answered
 
     # ---- the connection ----
@@ -511,7 +514,10 @@ class Client(asyncio.Protocol):
     def _beyond(self, size: int) -> None:
         """Bytes beyond the current request: it is answered, then the connection closes."""
         self._ignored += size
-        if self._ignored > self._router.settings.limits.max_pipelined_bytes and self.phase is BUSY:
+        if self.phase is LINGERING:
+            still = min(self._router.loop.time() + LINGER_SECONDS, self._last_moment)
+            self._deadline = max(self._deadline, still)
+        elif self._ignored > self._router.settings.limits.max_pipelined_bytes and self.phase is BUSY:
             self.transport.abort()
 
     def patient(self) -> bool:
@@ -680,13 +686,14 @@ class Client(asyncio.Protocol):
         self._deadline = router.loop.time() + router.settings.timeouts.idle_seconds
 
     def _finish(self) -> None:
-        """Close; a client that is still sending is drained for a moment, as a reset could destroy the answer."""
+        """Close; a client that is still sending is listened to for a while, as a reset could destroy the answer."""
         stall = self._router.settings.timeouts.client_stall_seconds
         if self._reader.complete and not self._ignored:
             self._enter(CLOSING, stall)
             self.transport.close()
             return
         self._enter(LINGERING, max(stall, LINGER_SECONDS) if self._unsent() else LINGER_SECONDS)
+        self._last_moment = self._router.loop.time() + LONGEST_LINGER_SECONDS
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
 
