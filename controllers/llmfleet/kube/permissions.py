@@ -38,6 +38,20 @@ class Permission:
 
 READ: Final = ("get", "list", "watch")
 
+ELECTION: Final = (
+    Permission(
+        group="coordination.k8s.io", resource="leases", verbs=("create",), scope=Scope.OWN, why="leader election"
+    ),
+    Permission(
+        group="coordination.k8s.io",
+        resource="leases",
+        verbs=("get", "update"),
+        scope=Scope.OWN,
+        named=True,
+        why="leader election",
+    ),
+)
+
 OPERATOR: Final = (
     Permission(
         group="serving.ai", resource="llmclusters", verbs=(*READ, "patch"), why="read specs; finalizer, annotations"
@@ -63,17 +77,7 @@ OPERATOR: Final = (
     Permission(
         group="", resource="nodes", verbs=("get",), scope=Scope.CLUSTER, why="pods on dead nodes are deleted by force"
     ),
-    Permission(
-        group="coordination.k8s.io", resource="leases", verbs=("create",), scope=Scope.OWN, why="leader election"
-    ),
-    Permission(
-        group="coordination.k8s.io",
-        resource="leases",
-        verbs=("get", "update"),
-        scope=Scope.OWN,
-        named=True,
-        why="leader election",
-    ),
+    *ELECTION,
 )
 AUTOSCALER: Final = (
     Permission(group="serving.ai", resource="llmclusterautoscalers", verbs=READ, why="what is asked for"),
@@ -86,17 +90,7 @@ AUTOSCALER: Final = (
     ),
     Permission(group="", resource="pods", verbs=READ, why="addresses of engines and routers to ask"),
     Permission(group="events.k8s.io", resource="events", verbs=("create", "patch"), why="tell people"),
-    Permission(
-        group="coordination.k8s.io", resource="leases", verbs=("create",), scope=Scope.OWN, why="leader election"
-    ),
-    Permission(
-        group="coordination.k8s.io",
-        resource="leases",
-        verbs=("get", "update"),
-        scope=Scope.OWN,
-        named=True,
-        why="leader election",
-    ),
+    *ELECTION,
 )
 ROUTE_SYNC: Final = (
     Permission(group="", resource="configmaps", verbs=("list", "watch"), scope=Scope.OWN, named=True, why="backends"),
