@@ -6,28 +6,27 @@ input.
 
 from __future__ import annotations
 
-import logging
-import sys
-import threading
 import time
 from typing import Final
 
 import click
-from prometheus_client import ProcessCollector
 
 from llmfleet import names
 from llmfleet.kube.client import Api
-from llmfleet.kube.process.main import Process, build_election, count_writes, open_credentials
+from llmfleet.kube.process.main import (
+    Process,
+    build_process,
+    check_identity,
+    open_credentials,
+    run_process,
+)
 from llmfleet.kube.refs import LEASE, Ref
-from llmfleet.kube.transport.client import Credentials, Transport
+from llmfleet.kube.transport.client import Credentials
 from llmfleet.kube.workqueue import Manager
 from llmfleet.scale import controller as scale
 from llmfleet.settings import AutoscalerSettings, own_namespace
 from llmfleet.telemetry import AutoscalerMetrics, set_up_logs
 
-log = logging.getLogger(__name__)
-
-USER_AGENT: Final = f"llmfleet-autoscaler/{names.VERSION}"
 LEASE_NAME: Final = "llmfleet-autoscaler"
 WORKERS: Final = 8
 """A pass mostly waits for engines to answer."""
@@ -69,39 +68,40 @@ def command(
     """Grow and shrink fleets by whole instances, as their LLMClusterAutoscalers ask, and say why."""
     set_up_logs(log_level)
     settings = AutoscalerSettings(
-        identity=identity or f"{own_namespace()}/llmfleet",
+        identity=check_identity(identity),
         namespaces=tuple(dict.fromkeys(namespaces)),
         interval=interval,
     )
     lease = Ref(kind=LEASE, namespace=lease_namespace or own_namespace(), name=lease_name)
     process = build_autoscaler(
-        credentials=open_credentials(kubeconfig), settings=settings, lease=None if no_leader_election else lease
+        credentials=open_credentials(kubeconfig),
+        settings=settings,
+        lease=None if no_leader_election else lease,
     )
-    process.serve(metrics_port, health_port)
-    fields = {"version": names.VERSION, "identity": settings.identity, "namespaces": list(namespaces) or "all"}
-    log.info("autoscaler starts", extra={"fields": fields})
-    sys.exit(process.run())
+    run_process(
+        process,
+        metrics_port=metrics_port,
+        health_port=health_port,
+        identity=settings.identity,
+        namespaces=settings.namespaces,
+    )
 
 
-def build_autoscaler(*, credentials: Credentials, settings: AutoscalerSettings, lease: Ref | None) -> Process:
+def build_autoscaler(
+    *, credentials: Credentials, settings: AutoscalerSettings, lease: Ref | None, workers: int = WORKERS
+) -> Process:
     """Wire one autoscaler; nothing runs yet."""
     metrics = AutoscalerMetrics()
-    ProcessCollector(registry=metrics.registry)
-    transport = Transport(credentials, user_agent=USER_AGENT)
-    election = build_election(transport, lease, names.AUTOSCALER_MANAGER) if lease else None
-    api = Api(
-        transport,
-        manager=names.AUTOSCALER_MANAGER,
-        may_write=election.is_leader if election else lambda: True,
-        on_sent=count_writes(metrics),
-    )
-    manager = Manager(api, workers=WORKERS, metrics=metrics)
-    scale.install(manager, api, settings, time.time, metrics)
-    return Process(
-        name="autoscaler",
-        manager=manager,
-        election=election,
+
+    def install(manager: Manager, api: Api) -> None:
+        scale.install(manager, api, settings, time.time, metrics)
+
+    return build_process(
+        "autoscaler",
+        writer=names.AUTOSCALER_MANAGER,
+        credentials=credentials,
+        lease=lease,
+        workers=workers,
         metrics=metrics,
-        stop=threading.Event(),
-        won=threading.Event(),
+        install=install,
     )

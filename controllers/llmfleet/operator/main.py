@@ -6,28 +6,28 @@ input. A process that lost its lease never goes on: it leaves, and the kubelet s
 
 from __future__ import annotations
 
-import logging
-import sys
-import threading
 from typing import Final
 
 import click
-from prometheus_client import ProcessCollector
 
 from llmfleet import names
 from llmfleet.deploy import controller as deploy
 from llmfleet.kube.client import Api
-from llmfleet.kube.process.main import Process, build_election, count_writes, open_credentials, utc_now
+from llmfleet.kube.process.main import (
+    Process,
+    build_process,
+    check_identity,
+    open_credentials,
+    run_process,
+    utc_now,
+)
 from llmfleet.kube.refs import LEASE, Ref
-from llmfleet.kube.transport.client import Credentials, Transport
+from llmfleet.kube.transport.client import Credentials
 from llmfleet.kube.workqueue import Manager
 from llmfleet.route import controller as route
 from llmfleet.settings import OperatorSettings, own_namespace
 from llmfleet.telemetry import OperatorMetrics, set_up_logs
 
-log = logging.getLogger(__name__)
-
-USER_AGENT: Final = f"llmfleet-operator/{names.VERSION}"
 LEASE_NAME: Final = "llmfleet-operator"
 WORKERS: Final = 8
 """Passes mostly wait for the apiserver; more of them at once cost threads, not CPU."""
@@ -66,27 +66,19 @@ def command(
     set_up_logs(log_level)
     settings = OperatorSettings(identity=check_identity(identity), namespaces=tuple(dict.fromkeys(namespaces)))
     lease = Ref(kind=LEASE, namespace=lease_namespace or own_namespace(), name=lease_name)
-    operator = build_operator(
+    process = build_operator(
         credentials=open_credentials(kubeconfig),
         settings=settings,
         lease=None if no_leader_election else lease,
         workers=workers,
     )
-    operator.serve(metrics_port, health_port)
-    fields = {"version": names.VERSION, "identity": settings.identity, "namespaces": list(namespaces) or "all"}
-    log.info("operator starts", extra={"fields": fields})
-    sys.exit(operator.run())
-
-
-def check_identity(identity: str | None) -> str:
-    """`<namespace>/<release>`, or a message that says so."""
-    identity = identity or f"{own_namespace()}/llmfleet"
-    namespace, _, release = identity.partition("/")
-    if not namespace or not release or "/" in release:
-        raise click.BadParameter(
-            f"{identity!r} is not NAMESPACE/RELEASE, such as llmfleet-system/llmfleet", param_hint="--identity"
-        )
-    return identity
+    run_process(
+        process,
+        metrics_port=metrics_port,
+        health_port=health_port,
+        identity=settings.identity,
+        namespaces=settings.namespaces,
+    )
 
 
 def build_operator(
@@ -94,23 +86,17 @@ def build_operator(
 ) -> Process:
     """Wire one operator; nothing runs yet."""
     metrics = OperatorMetrics()
-    ProcessCollector(registry=metrics.registry)
-    transport = Transport(credentials, user_agent=USER_AGENT)
-    election = build_election(transport, lease, names.OPERATOR_MANAGER) if lease else None
-    api = Api(
-        transport,
-        manager=names.OPERATOR_MANAGER,
-        may_write=election.is_leader if election else lambda: True,
-        on_sent=count_writes(metrics),
-    )
-    manager = Manager(api, workers=workers, metrics=metrics)
-    deploy.install(manager, api, settings, utc_now, metrics)
-    route.install(manager, api, settings, utc_now, metrics)
-    return Process(
-        name="operator",
-        manager=manager,
-        election=election,
+
+    def install(manager: Manager, api: Api) -> None:
+        deploy.install(manager, api, settings, utc_now, metrics)
+        route.install(manager, api, settings, utc_now, metrics)
+
+    return build_process(
+        "operator",
+        writer=names.OPERATOR_MANAGER,
+        credentials=credentials,
+        lease=lease,
+        workers=workers,
         metrics=metrics,
-        stop=threading.Event(),
-        won=threading.Event(),
+        install=install,
     )

@@ -103,6 +103,7 @@ def reason(api: Api, ref: Ref) -> str:
     [
         (["--interval", "0"], "0 is not in the range 1<=x<=300"),
         (["--kubeconfig", "/nowhere"], "pass --kubeconfig FILE"),
+        (["--identity", "llmfleet"], "'llmfleet' is not NAMESPACE/RELEASE, such as llmfleet-system/llmfleet"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_2(arguments: list[str], message: str) -> None:

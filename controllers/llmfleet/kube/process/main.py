@@ -8,28 +8,42 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Final
 
 import click
+from prometheus_client import ProcessCollector
 
+from llmfleet import names
 from llmfleet.kube.app import metrics_page, probe_page, serve
 from llmfleet.kube.client import Api
 from llmfleet.kube.election.client import Election
 from llmfleet.kube.refs import Kind, Ref
 from llmfleet.kube.transport.client import Credentials, Transport, find_credentials
 from llmfleet.kube.workqueue import Manager
-from llmfleet.settings import holder_name
+from llmfleet.settings import holder_name, own_namespace
 from llmfleet.telemetry import ControllerMetrics
 
 log = logging.getLogger(__name__)
 
 LEASE_SECONDS: Final = 5.0
 """A lease request must not outlast the time there is for two tries before the deadline."""
+
+
+def check_identity(identity: str | None) -> str:
+    """`<namespace>/<release>`, or a message that says so."""
+    identity = identity or f"{own_namespace()}/llmfleet"
+    namespace, _, release = identity.partition("/")
+    if not namespace or not release or "/" in release:
+        raise click.BadParameter(
+            f"{identity!r} is not NAMESPACE/RELEASE, such as llmfleet-system/llmfleet", param_hint="--identity"
+        )
+    return identity
 
 
 def open_credentials(kubeconfig: str | None) -> Credentials:
@@ -102,6 +116,48 @@ class Process:
         serve(health_port, {"/healthz": probe_page(self.healthy), "/readyz": probe_page(self.ready)})
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.on_signal)
+
+
+def build_process(
+    name: str,
+    *,
+    writer: str,
+    credentials: Credentials,
+    lease: Ref | None,
+    workers: int,
+    metrics: ControllerMetrics,
+    install: Callable[[Manager, Api], None],
+) -> Process:
+    """Wire one process, which writes as the field manager `writer`; nothing runs yet."""
+    ProcessCollector(registry=metrics.registry)
+    transport = Transport(credentials, user_agent=f"{writer}/{names.VERSION}")
+    election = build_election(transport, lease, writer) if lease else None
+    api = Api(
+        transport,
+        manager=writer,
+        may_write=election.is_leader if election else lambda: True,
+        on_sent=count_writes(metrics),
+    )
+    manager = Manager(api, workers=workers, metrics=metrics)
+    install(manager, api)
+    return Process(
+        name=name,
+        manager=manager,
+        election=election,
+        metrics=metrics,
+        stop=threading.Event(),
+        won=threading.Event(),
+    )
+
+
+def run_process(
+    process: Process, *, metrics_port: int, health_port: int, identity: str, namespaces: Sequence[str]
+) -> None:
+    """Say hello, run, and leave with the process's exit code."""
+    process.serve(metrics_port, health_port)
+    fields = {"version": names.VERSION, "identity": identity, "namespaces": list(namespaces) or "all"}
+    log.info(f"{process.name} starts", extra={"fields": fields})
+    sys.exit(process.run())
 
 
 def build_election(transport: Transport, lease: Ref, manager: str) -> Election:
