@@ -5,24 +5,19 @@ With `--engine vllm-cpu` two real engines hand KV over by NIXL on loopback. The 
 
 import http.client
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from conformance.engine import CONTROLLERS, REAL, launch, patience
-from llmfleet.api.document import Document, Endpoint, Model, Role, render, with_generation
+from conformance.front import router
 from sim.engine import Process, free_port, wait_for
 
 PROMPTS = [f"{n} models said {n * 7919}" for n in range(100)]
 ASK = {"model": "tiny", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
-# A pair that shares two cores with whatever else runs may take long for one transfer.
-SETTINGS = {"disaggregation": {"kvTimeoutSeconds": 120}, "timeouts": {"stallSeconds": 120}}
 PATIENCE = 150
 HERE = Path(__file__).parent
 
@@ -41,28 +36,6 @@ def environment() -> dict[str, str]:
         "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
         "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port()),
     }
-
-
-@contextmanager
-def router(folder: Path, **engines: Process) -> Iterator[Process]:
-    """Start a router before a prefill and a decode engine."""
-    endpoints = tuple(
-        Endpoint(instance=role, address=f"127.0.0.1:{engine.port}", pod_uid=role, role=Role(role), slots=8)
-        for role, engine in engines.items()
-    )
-    document = with_generation(Document(models={"tiny": Model(endpoints=endpoints)}), previous=0, now_ms=1)
-    (folder / "backends.json").write_bytes(render(document))
-    (folder / "settings.yaml").write_text(json.dumps(SETTINGS))
-    port, admin = free_port(), free_port()
-    command = [sys.executable, "-m", "llmfleet", "router", "--port", str(port), "--admin-port", str(admin)]
-    command += ["--backends", str(folder / "backends.json"), "--settings", str(folder / "settings.yaml")]
-    log = folder / "router.log"
-    with log.open("wb") as output:
-        env = {**os.environ, "PYTHONPATH": str(CONTROLLERS)}
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env)
-    with Process(process=process, port=port, log=log, extra={"admin": admin}) as running:
-        assert wait_for(lambda: running.up() and running.get("/readyz").status == 200), log.read_text()
-        yield running
 
 
 @pytest.fixture(scope="module")
