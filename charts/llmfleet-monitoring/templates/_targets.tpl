@@ -1,0 +1,31 @@
+{{- /*
+llmfleet-monitoring.ports: the port each component serves /metrics on. Pods and not Services are scraped: the router's
+admin port is in no Service, on purpose.
+*/}}
+{{- define "llmfleet-monitoring.ports" -}}
+{router: admin, operator: metrics, autoscaler: metrics, engine: http}
+{{- end }}
+
+{{- /*
+llmfleet-monitoring.relabelings: what the rules and dashboards join by, as a target's labels, in a PodMonitor's shape.
+Of an engine's ranks only rank 0 serves, so no other is a target.
+Takes: component.
+*/}}
+{{- define "llmfleet-monitoring.relabelings" -}}
+- {targetLabel: component, replacement: {{ .component }}}
+{{- if eq .component "engine" }}
+- {sourceLabels: [__meta_kubernetes_pod_label_apps_kubernetes_io_pod_index], regex: "0", action: keep}
+- {sourceLabels: [__meta_kubernetes_pod_label_serving_ai_cluster], targetLabel: llmcluster}
+- {sourceLabels: [__meta_kubernetes_pod_label_serving_ai_role], targetLabel: role}
+- {sourceLabels: [__meta_kubernetes_pod_label_serving_ai_fleet], targetLabel: fleet}
+{{- else }}
+- {sourceLabels: [__meta_kubernetes_pod_label_app_kubernetes_io_instance], targetLabel: release}
+{{- end }}
+{{- end }}
+
+{{- /* llmfleet-monitoring.metricRelabelings: samples that end in _created say nothing and are a seventh of an engine's. Takes: component. */}}
+{{- define "llmfleet-monitoring.metricRelabelings" -}}
+{{- if eq .component "engine" -}}
+- {sourceLabels: [__name__], regex: .+_created, action: drop}
+{{- end }}
+{{- end }}
