@@ -33,8 +33,8 @@ def asked(component: str, *scopes: Scope, named: bool | None = None) -> set[Righ
 
 
 def reads(permissions: tuple[Permission, ...]) -> set[Right]:
-    """What the table reads in a namespace."""
-    inside = [p for p in permissions if p.scope is Scope.NAMESPACE]
+    """What the table reads in a namespace, whatever it is called."""
+    inside = [p for p in permissions if p.scope is Scope.NAMESPACE and not p.named]
     return {(p.group, p.resource, verb) for p in inside for verb in p.verbs if verb in READ}
 
 
@@ -68,7 +68,7 @@ def test_the_operator_has_one_lease() -> None:
 
 def test_the_fleet_gives_the_autoscaler_its_namespace_where_a_model_scales() -> None:
     role = find(render("autoscaling"), "Role", "demo-fleet-autoscaler")
-    assert given(role) == asked("autoscaler", Scope.NAMESPACE)
+    assert given(role) == asked("autoscaler", Scope.NAMESPACE, named=False)
     assert not [
         o for o in of_kind(render("dev"), "Role", "RoleBinding") if o["metadata"]["name"].endswith("fleet-autoscaler")
     ]
@@ -78,7 +78,17 @@ def test_cluster_wide_the_autoscaler_reads_and_writes_only_when_told() -> None:
     role = find(render("dev"), "ClusterRole", "team-a-demo-autoscaler")
     assert given(role) == reads(COMPONENTS["autoscaler"])
     wide = render("dev", {"controllers": {"autoscaler": {"rbac": {"clusterWide": True}}}})
-    assert given(find(wide, "ClusterRole", "team-a-demo-autoscaler")) == asked("autoscaler", Scope.NAMESPACE)
+    role = find(wide, "ClusterRole", "team-a-demo-autoscaler")
+    assert given(role) == asked("autoscaler", Scope.NAMESPACE, named=False)
+
+
+def test_the_autoscaler_may_get_the_tokens_that_models_name_and_no_other_secret() -> None:
+    source = {"type": "Prometheus", "prometheus": {"address": "http://p:9090", "bearerTokenSecretRef": {"name": "tok"}}}
+    objects = render("autoscaling", {"fleet": {"models": {"tiny": {"autoscaling": {"source": source}}}}})
+    *others, secrets = find(objects, "Role", "demo-fleet-autoscaler")["rules"]
+    assert secrets == {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"], "resourceNames": ["tok"]}
+    assert given({"rules": [secrets]}) == asked("autoscaler", Scope.NAMESPACE, named=True)
+    assert given({"rules": others}) == asked("autoscaler", Scope.NAMESPACE, named=False)
 
 
 def test_the_autoscaler_has_one_lease() -> None:

@@ -89,6 +89,7 @@ AUTOSCALER: Final = (
         why="make, update and take away whole instances",
     ),
     Permission(group="", resource="pods", verbs=READ, why="addresses of engines and routers to ask"),
+    Permission(group="", resource="secrets", verbs=("get",), named=True, why="tokens for Prometheus, each by its name"),
     Permission(group="events.k8s.io", resource="events", verbs=("create", "patch"), why="tell people"),
     *ELECTION,
 )

@@ -79,6 +79,7 @@ CONTROLLER_REVISION: Final = Kind(group="apps", version="v1", plural="controller
 POD: Final = Kind(group="", version="v1", plural="pods", kind="Pod")
 SERVICE: Final = Kind(group="", version="v1", plural="services", kind="Service")
 CONFIGMAP: Final = Kind(group="", version="v1", plural="configmaps", kind="ConfigMap")
+SECRET: Final = Kind(group="", version="v1", plural="secrets", kind="Secret")
 CLAIM: Final = Kind(group="", version="v1", plural="persistentvolumeclaims", kind="PersistentVolumeClaim")
 NODE: Final = Kind(group="", version="v1", plural="nodes", kind="Node", namespaced=False)
 NAMESPACE: Final = Kind(group="", version="v1", plural="namespaces", kind="Namespace", namespaced=False)
@@ -101,6 +102,7 @@ KINDS: Final = (
     POD,
     SERVICE,
     CONFIGMAP,
+    SECRET,
     CLAIM,
     NODE,
     NAMESPACE,

@@ -32,9 +32,15 @@ ALIVE: Final = "llmfleet_router_connections"
 class Prometheus:
     """One server."""
 
-    def __init__(self, address: str, clock: Callable[[], float], metrics: AutoscalerMetrics) -> None:
+    def __init__(
+        self,
+        address: str,
+        clock: Callable[[], float],
+        metrics: AutoscalerMetrics,
+        token: Callable[[], str] | None = None,
+    ) -> None:
         self._url = address.rstrip("/") + "/api/v1/query"
-        self._clock, self._metrics = clock, metrics
+        self._clock, self._metrics, self._token = clock, metrics, token
         timeout = urllib3.Timeout(total=ASK_SECONDS)
         self._http = urllib3.PoolManager(timeout=timeout, retries=False, maxsize=8)
 
@@ -96,7 +102,10 @@ class Prometheus:
         return by_pod
 
     def _ask(self, query: str) -> list[Sample]:
-        answer = self._http.request("POST", self._url, fields={"query": query}, encode_multipart=False)
+        # A redirect is not followed: the token is for this server alone.
+        headers = {"Authorization": f"Bearer {self._token()}"} if self._token else None
+        fields = {"query": query}
+        answer = self._http.request("POST", self._url, fields=fields, encode_multipart=False, headers=headers)
         try:
             body = json.loads(answer.data)
         except ValueError:

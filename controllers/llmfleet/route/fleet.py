@@ -97,9 +97,11 @@ def build_entry(instance: Instance, versions: tuple[int, ...]) -> Entry:
 
 
 def promised_models(scalers: Iterable[Manifest], selects: Callable[[Mapping[str, str]], bool]) -> tuple[str, ...]:
-    """Models that autoscalers would make instances of, for routers that would serve those: known also while asleep."""
+    """Models that autoscalers would make instances of, for routers that would serve those: known also while asleep.
+
+    One that leaves, is paused or only says what it would do wakes nobody: a request would wait for it in vain."""
     names: dict[str, None] = {}
-    for scaler in scalers:
+    for scaler in filter(can_wake, scalers):
         spec = scaler.get("spec") or {}
         blocks = (spec, spec.get("prefill") or {}, spec.get("decode") or {})
         for template in (block.get("instanceTemplate") or {} for block in blocks):
@@ -107,6 +109,12 @@ def promised_models(scalers: Iterable[Manifest], selects: Callable[[Mapping[str,
             if selects(template.get("labels") or {}) and routing_of(promised).enabled:
                 names |= dict.fromkeys(asked_by(promised).models)
     return tuple(sorted(names))
+
+
+def can_wake(scaler: Manifest) -> bool:
+    spec = scaler.get("spec") or {}
+    leaving = (scaler.get("metadata") or {}).get("deletionTimestamp")
+    return not (leaving or spec.get("paused") or spec.get("dryRun"))
 
 
 def build_document(entries: Entries, routers: Iterable[Manifest], promised: Iterable[str] = ()) -> Document:

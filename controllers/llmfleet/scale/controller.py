@@ -14,27 +14,28 @@ from datetime import timedelta
 from typing import Any, Final
 
 from llmfleet import names
-from llmfleet.api.autoscaler import FROM_PROMETHEUS, AutoscalerSpec, SourceType, parse_autoscaler, parse_template
+from llmfleet.api.autoscaler import FROM_PROMETHEUS, AutoscalerSpec, parse_autoscaler, parse_template
 from llmfleet.api.parse import SpecError
 from llmfleet.api.types import Role
-from llmfleet.capacity.capacity import Capacity, build_capacity
 from llmfleet.kube import selections
 from llmfleet.kube.client import Api
 from llmfleet.kube.errors import Rejected
 from llmfleet.kube.execute import execute
-from llmfleet.kube.plan import Action, ApplyStatus, CreateEvent
+from llmfleet.kube.plan import Action, ApplyStatus
 from llmfleet.kube.refs import AUTOSCALER, Key, Manifest, Ref, key_of, uid_of
 from llmfleet.kube.watch.client import Cache
 from llmfleet.kube.workqueue import Manager
-from llmfleet.prometheus.client import Prometheus
-from llmfleet.scale.client import Direct, Source
-from llmfleet.scale.fleet import Fleet, build_fleet, seconds_of
-from llmfleet.scale.memory import Memory, begin
+from llmfleet.scale.client import Source
+from llmfleet.scale.events import build_events, build_failure
+from llmfleet.scale.fleet import Fleet, build_fleet
+from llmfleet.scale.memory import Memory
 from llmfleet.scale.plan import Ask, Moves, narrowed, plan
-from llmfleet.scale.replay import Step, acted, headroom, room, spare, step
+from llmfleet.scale.replay import Step, acted, capacities, first_memory, headroom, room, spare, step
+from llmfleet.scale.rivals import counts, elder
 from llmfleet.scale.signals import Observation
-from llmfleet.scale.status import Facts, derive_status, refused_status
-from llmfleet.scale.targets import Targets, engine_targets, router_targets
+from llmfleet.scale.sources.client import Sources
+from llmfleet.scale.status import Facts, derive_status, essence, refused_status
+from llmfleet.scale.targets import Targets, cluster_of, engine_targets, gpu_query, router_targets
 from llmfleet.settings import AutoscalerSettings
 from llmfleet.telemetry import AutoscalerMetrics
 
@@ -47,6 +48,8 @@ FIRST_SECONDS: Final = 5.0
 STATUS_SECONDS: Final = 60.0
 """Figures alone are not worth a write more often than this."""
 REFUSED_AGAIN: Final = timedelta(seconds=60)
+SELECTOR: Final = "spec.scaleTargetRef.labelSelector"
+RIVAL: Final = "is older and sizes the same instances: delete one of the two, or give each a label of its own"
 BY_CLUSTER: Final = "scaled-cluster"
 
 Clock = Callable[[], float]
@@ -73,6 +76,8 @@ class Known:
     looks: int = 0
     looked: float = float("-inf")
     generation: int = -1
+    parsed: tuple[int, AutoscalerSpec] | None = None
+    """The spec of a generation: reading it costs more than a decision."""
     reported: float = float("-inf")
     deleted: frozenset[str] = frozenset()
     """Instances whose deletion was asked for and is not in the cache yet."""
@@ -88,16 +93,8 @@ def install(manager: Manager, api: Api, settings: AutoscalerSettings, clock: Clo
         engines=selections.engine_pods(manager, namespaces),
         routers=selections.router_pods(manager, namespaces),
     )
-    direct = Direct(clock, metrics)
-    controller = AutoscalerController(api, caches, settings, clock, metrics, lambda spec: source_of(spec, direct))
-    servers: dict[str, Prometheus] = {}
-
-    def source_of(spec: AutoscalerSpec, direct: Direct) -> Source:
-        if spec.source.type is SourceType.DIRECT:
-            return direct
-        address = spec.source.prometheus.address
-        return servers.setdefault(address, Prometheus(address, clock, metrics))
-
+    sources = Sources(api, clock, metrics)
+    controller = AutoscalerController(api, caches, settings, clock, metrics, sources.of)
     manager.controller("scale", controller.reconcile, sources=controller.sources())
 
 
@@ -111,18 +108,20 @@ class AutoscalerController:
         settings: AutoscalerSettings,
         clock: Clock,
         metrics: AutoscalerMetrics,
-        source_of: Callable[[AutoscalerSpec], Source],
+        source_of: Callable[[AutoscalerSpec, str], Source],
     ) -> None:
         self._api, self._caches, self._settings = api, caches, settings
         self._clock, self._metrics, self._source_of = clock, metrics, source_of
         self._known: dict[Key, Known] = {}
+        self._waiting: set[Key] = set()
+        """Those that another one is in the way of: a change of any may set them free."""
         caches.engines.add_index(BY_CLUSTER, lambda pod: [cluster_of(pod)])
 
     def sources(self) -> list[tuple[Cache, Callable[[Manifest], Keys]]]:
         """What makes a fleet worth a pass: its autoscaler and its instances. Pods are only looked up."""
         caches = self._caches
         return [
-            (caches.scalers, lambda scaler: [key_of(scaler)]),
+            (caches.scalers, lambda scaler: [key_of(scaler), *self._waiting.copy()]),
             (caches.clusters, self._of_cluster),
             (caches.engines, lambda _: ()),
             (caches.routers, lambda _: ()),
@@ -132,11 +131,7 @@ class AutoscalerController:
         """Every autoscaler of the namespace that counts this instance."""
         labels = cluster["metadata"].get("labels") or {}
         namespace = cluster["metadata"].get("namespace", "")
-        return [
-            key_of(scaler)
-            for scaler in self._caches.scalers.list(namespace)
-            if (selector := selector_of(scaler)) and selector.items() <= labels.items()
-        ]
+        return [key_of(scaler) for scaler in self._caches.scalers.list(namespace) if counts(scaler, labels)]
 
     def reconcile(self, key: Key) -> timedelta | None:
         """One pass; returns when to look again."""
@@ -148,10 +143,16 @@ class AutoscalerController:
         if known is None or known.uid != uid_of(scaler):
             known = self._known[key] = Known(uid=uid_of(scaler))
         try:
-            spec = parse_autoscaler(scaler.get("spec"))
+            spec = spec_of(scaler, known)
         except SpecError as error:
             self._refuse(key, scaler, known, str(error))
             return REFUSED_AGAIN
+        first = elder(scaler, self._caches.scalers.list(key.namespace))
+        if first is not None:
+            self._refuse(key, scaler, known, f"{SELECTOR}: {first['metadata']['name']} {RIVAL}")
+            self._waiting.add(key)
+            return REFUSED_AGAIN
+        self._waiting.discard(key)
         return self._pass(key, scaler, spec, known)
 
     def _is_ours(self, scaler: Manifest) -> bool:
@@ -216,9 +217,9 @@ class AutoscalerController:
         now: float,
     ) -> None:
         """Ask everybody, then decide."""
-        source = self._source_of(spec)
+        source = self._source_of(spec, key.namespace)
         seen = {role: self._observe(source, spec, role, fleet, key.namespace) for role, fleet in fleets.items()}
-        memories = {role: known.memories.get(role) or first_memory(scaler, self._clock()) for role in fleets}
+        memories = {role: known.memories.get(role) or first_memory(scaler, role, self._clock()) for role in fleets}
         found = step(spec, fleets, seen, capacities(spec), memories, max(now, self._clock()))
         known.last, known.memories = found, found.memories
         self._announce(key, known, fleets, found)
@@ -313,14 +314,7 @@ class AutoscalerController:
         moves, found = self._attempt(moves)
         if found:
             refusals += found
-            failed = CreateEvent(
-                regarding=scaler,
-                type_="Warning",
-                reason=str(decision.reason),
-                action="ScaleFailed",
-                message=f"the API server refuses it: {found[0].message}",
-            )
-            execute((failed,), self._api)
+            execute((build_failure(scaler, str(decision.reason), found[0].message),), self._api)
         known.deleted |= {one.uid for one in moves.deleted}
         grew, shrank = moves.grew, bool(moves.deleted) and not moves.created
         memory = acted(known.memories[role], grew=grew, shrank=shrank, now=self._clock())
@@ -389,75 +383,14 @@ class AutoscalerController:
                 known.announced = {**known.announced, role: news}
 
     def _forget(self, key: Key) -> None:
+        self._waiting.discard(key)
         if self._known.pop(key, None) is not None:
             self._metrics.forget(str(key))
 
 
-def capacities(spec: AutoscalerSpec) -> dict[Role, Capacity]:
-    """What an instance of each role can do, before anything was learned."""
-    return {
-        role: build_capacity(parse_template(rules.instance_template, "spec"), spec.work_budget)
-        for role, rules in spec.fleets().items()
-    }
-
-
-def first_memory(scaler: Manifest, now: float) -> Memory:
-    """A new memory that knows when the fleet was scaled last."""
-    status = scaler.get("status") or {}
-    at, action = seconds_of(status.get("lastScaleTime")), status.get("lastScaleAction")
-    if not at:
-        return begin(now)
-    return acted(begin(now), grew=action == "ScaleUp", shrank=action == "ScaleDown", now=min(at, now))
-
-
-def build_events(scaler: Manifest, fleet: Fleet, moves: Moves, reason: str, message: str) -> Iterable[Action]:
-    """One event for each thing that was done."""
-    created = [name for name in moves.created if name not in moves.replaced]
-    gone = [one.name for one in moves.deleted]
-    if created:
-        note = f"{fleet.size} -> {fleet.size + len(created)}, created {', '.join(created)}: {message}"
-        yield build_event(scaler, reason, "ScaledUp", note)
-    if moves.replaced:
-        note = f"created {', '.join(moves.replaced)} in place of another"
-        yield build_event(scaler, "StartupTimeout" if gone else "TemplateChanged", "None", note)
-    elif gone:
-        note = f"{fleet.size} -> {fleet.size - len(gone)}, deleted {', '.join(gone)}: {message}"
-        yield build_event(scaler, reason, "ScaledDown", note)
-    if moves.patched:
-        note = f"patched {', '.join(moves.patched)} to the template"
-        yield build_event(scaler, "TemplateChanged", "None", note)
-
-
-def build_event(scaler: Manifest, reason: str, action: str, note: str) -> CreateEvent:
-    return CreateEvent(regarding=scaler, type_="Normal", reason=reason, action=action, message=note)
-
-
-def essence(status: Mapping[str, Any]) -> dict[str, Any]:
-    """A status without what drifts: figures, messages, times."""
-    kept = {key: value for key, value in status.items() if key not in ("observedMetrics", "decision", "conditions")}
-    kept["reason"] = (status.get("decision") or {}).get("reason")
-    kept["conditions"] = [(item["type"], item["status"], item["reason"]) for item in status.get("conditions") or ()]
-    for role in ("prefill", "decode"):
-        if kept.get(role):
-            kept[role] = {**kept[role], "decision": (kept[role].get("decision") or {}).get("reason")}
-    return kept
-
-
-def selector_of(scaler: Manifest) -> Mapping[str, str]:
-    """The labels an autoscaler counts by; none when it does not say."""
-    target = ((scaler.get("spec") or {}).get("scaleTargetRef") or {}).get("labelSelector") or {}
-    return target.get("matchLabels") or {}
-
-
-def cluster_of(pod: Manifest) -> str:
-    metadata = pod["metadata"]
-    return f"{metadata.get('namespace', '')}/{(metadata.get('labels') or {}).get(names.CLUSTER_LABEL, '')}"
-
-
-def gpu_query(namespace: str, fleet: Fleet) -> str:
-    """Mean GPU utilisation of what serves, 0 to 1, as DCGM's exporter says it; nothing unless it knows every rank 0."""
-    pods = "|".join(f"{name}-[0-9]+" for name in fleet.serving)
-    leaders = "|".join(f"{name}-0" for name in fleet.serving)
-    series = f'DCGM_FI_DEV_GPU_UTIL{{namespace="{namespace}",pod=~"%s"}}'
-    whole = f"count(count by (pod) ({series % leaders})) >= {max(len(fleet.serving), 1)}"
-    return f"avg({series % pods}) / 100 and {whole}"
+def spec_of(scaler: Manifest, known: Known) -> AutoscalerSpec:
+    """The spec, read once for each generation."""
+    generation = int(scaler["metadata"].get("generation", 0))
+    if known.parsed is None or known.parsed[0] != generation:
+        known.parsed = (generation, parse_autoscaler(scaler.get("spec")))
+    return known.parsed[1]

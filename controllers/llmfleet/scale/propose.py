@@ -64,7 +64,8 @@ def propose(spec: AutoscalerSpec, rules: tuple[MetricRule, ...], fleet: Fleet, m
 def external(spec: AutoscalerSpec, fleet: Fleet) -> Proposal:
     """What an HPA or KEDA wrote to the scale subresource."""
     if spec.instances is None:
-        return Proposal(instances=fleet.size, reason=Why.ON_TARGET, message="nobody has set spec.instances yet")
+        message = "nobody has set spec.instances, and an HPA stays off until somebody does: kubectl scale --replicas=N"
+        return Proposal(instances=fleet.size, reason=Why.ON_TARGET, message=message)
     message = f"spec.instances asks for {spec.instances}"
     return Proposal(instances=spec.instances, reason=Why.EXTERNAL_TARGET, message=message)
 

@@ -6,19 +6,21 @@ role and new memories. The same inputs give the same bytes, whoever calls: a rec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from llmfleet.api.autoscaler import AutoscalerSpec, RoleFleet
+from llmfleet.api.autoscaler import AutoscalerSpec, RoleFleet, parse_template
 from llmfleet.api.reasons import DecisionReason as Why
 from llmfleet.api.types import Role
-from llmfleet.capacity.capacity import Capacity
+from llmfleet.capacity.capacity import Capacity, build_capacity
+from llmfleet.kube.refs import Manifest
 from llmfleet.scale import ratio
 from llmfleet.scale.decide import Decision, decide
-from llmfleet.scale.fleet import Fleet
+from llmfleet.scale.fleet import Fleet, seconds_of
 from llmfleet.scale.forecast import adapt, forecast
 from llmfleet.scale.look import View, look
-from llmfleet.scale.memory import Memory, begin
+from llmfleet.scale.memory import Memory, begin, restored
 from llmfleet.scale.propose import lead_of, propose
 from llmfleet.scale.signals import Observation
 
@@ -95,6 +97,7 @@ def in_proportion(
         return dict(decisions)
     most, decode_rules = spec.coordination.max_prefill_per_decode, spec.fleets()[Role.DECODE]
     prefill, decode = ratio.coordinate(decisions[Role.PREFILL], decisions[Role.DECODE], decode_rules, most)
+    decode = room_for_another_shape(spec, fleets, prefill, decode)
     have = fleets[Role.PREFILL].size
     allowed = max(have, ratio.prefill_allowed(fleets[Role.DECODE], most))
     if prefill.instances > allowed:
@@ -104,6 +107,21 @@ def in_proportion(
         )
         prefill = replace(prefill, instances=allowed, reason=Why.RATIO_HELD_PREFILL, message=message)
     return {Role.PREFILL: prefill, Role.DECODE: decode}
+
+
+def room_for_another_shape(
+    spec: AutoscalerSpec, fleets: Mapping[Role, Fleet], prefill: Decision, decode: Decision
+) -> Decision:
+    """The last prefill instance of an old shape goes only when the new one is ready: decode has to carry both."""
+    old, rules = fleets[Role.PREFILL], spec.fleets()
+    surge, most = rules[Role.PREFILL].behavior.max_surge, spec.coordination.max_prefill_per_decode
+    settled = not fleets[Role.DECODE].surge and not any(one.outdated for one in fleets[Role.DECODE].staying)
+    needed = math.ceil((prefill.instances + 1) / most)
+    lone = old.size == prefill.instances == 1 and any(one.outdated and one.ours for one in old.staying)
+    if not (lone and surge and settled) or needed <= decode.instances:
+        return decode
+    message = f"a prefill instance of another shape needs {needed} decode (at most {most} to 1); {decode.message}"
+    return Decision(instances=needed, reason=Why.RATIO_RAISED_DECODE, message=message)
 
 
 def spare(spec: AutoscalerSpec, fleets: Mapping[Role, Fleet]) -> dict[Role, int]:
@@ -143,3 +161,22 @@ def headroom(memory: Memory, view: View) -> tuple[float, float]:
     """Base and headroom of the present forecast, for people."""
     found = forecast(memory, view.now, view.capacity.rho)
     return found.base, found.headroom
+
+
+def capacities(spec: AutoscalerSpec) -> dict[Role, Capacity]:
+    """What an instance of each role can do, before anything was learned."""
+    return {
+        role: build_capacity(parse_template(rules.instance_template, "spec"), spec.work_budget)
+        for role, rules in spec.fleets().items()
+    }
+
+
+def first_memory(scaler: Manifest, role: Role, now: float) -> Memory:
+    """A new memory that knows what the status kept: when the fleet was scaled last, and what was learned before."""
+    status = scaler.get("status") or {}
+    kept = next((item for item in status.get("learned") or () if item.get("role") == role), None)
+    memory = restored(begin(now), kept)
+    at, action = seconds_of(status.get("lastScaleTime")), status.get("lastScaleAction")
+    if not at:
+        return memory
+    return acted(memory, grew=action == "ScaleUp", shrank=action == "ScaleDown", now=min(at, now))

@@ -17,10 +17,12 @@ from llmfleet.api.types import Role
 from llmfleet.scale.clock import moment
 from llmfleet.scale.decide import Decision
 from llmfleet.scale.fleet import Fleet
+from llmfleet.scale.memory import saved
 from llmfleet.scale.replay import Step, headroom
 from llmfleet.scale.signals import Evidence
 
 MESSAGE_LIMIT: Final = 8192
+DRIFTS: Final = frozenset({"observedMetrics", "decision", "conditions", "learned"})
 STILL: Final = frozenset({Why.ON_TARGET, Why.AT_MINIMUM, Why.PENDING_SUFFICES, Why.STABILIZING, Why.COOLING_DOWN})
 
 
@@ -46,6 +48,7 @@ def derive_status(spec: AutoscalerSpec, fleets: Mapping[Role, Fleet], step: Step
         "selector": selector_text(spec.selector),
         "observedMetrics": list(observed(step)),
         "decision": shown(decision),
+        "learned": [{"role": str(role), **saved(step.memories[role])} for role in sorted(step.memories)],
         "conditions": conditions(spec, fleets, step, facts),
     }
     if spec.mode is Mode.DISAGGREGATED:
@@ -137,7 +140,9 @@ def metrics_condition(spec: AutoscalerSpec, step: Step, decision: Decision) -> C
 
 
 def active_condition(spec: AutoscalerSpec, decision: Decision) -> Condition:
-    passive = spec.paused or spec.dry_run
+    # An HPA takes a scale of none for zero, and at zero it stays off: it would never set the first number.
+    unset = spec.policy is PolicyKind.EXTERNAL and spec.instances is None
+    passive = spec.paused or spec.dry_run or unset
     return Condition(
         type=ConditionType.SCALING_ACTIVE, true=not passive, reason=str(decision.reason), message=decision.message
     )
@@ -156,3 +161,14 @@ def last_scale(facts: Facts) -> dict[str, Any]:
     if facts.scaled:
         return {"lastScaleTime": timestamp(moment(facts.now)), "lastScaleAction": facts.scaled}
     return {key: facts.before[key] for key in ("lastScaleTime", "lastScaleAction") if facts.before.get(key)}
+
+
+def essence(status: Mapping[str, Any]) -> dict[str, Any]:
+    """A status without what drifts: figures, messages, times."""
+    kept = {key: value for key, value in status.items() if key not in DRIFTS}
+    kept["reason"] = (status.get("decision") or {}).get("reason")
+    kept["conditions"] = [(item["type"], item["status"], item["reason"]) for item in status.get("conditions") or ()]
+    for role in ("prefill", "decode"):
+        if kept.get(role):
+            kept[role] = {**kept[role], "decision": (kept[role].get("decision") or {}).get("reason")}
+    return kept

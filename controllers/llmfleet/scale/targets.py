@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmfleet import names
+from llmfleet.scale.fleet import Fleet
 
 Manifest = Mapping[str, Any]
 
@@ -84,3 +85,17 @@ def engine_port(pod: Manifest) -> int:
             if container.get("name") == names.ENGINE_CONTAINER and port.get("name") == "http":
                 return int(port["containerPort"])
     return names.ENGINE_PORT
+
+
+def cluster_of(pod: Manifest) -> str:
+    metadata = pod["metadata"]
+    return f"{metadata.get('namespace', '')}/{(metadata.get('labels') or {}).get(names.CLUSTER_LABEL, '')}"
+
+
+def gpu_query(namespace: str, fleet: Fleet) -> str:
+    """Mean GPU utilisation of what serves, 0 to 1, as DCGM's exporter says it; nothing unless it knows every rank 0."""
+    pods = "|".join(f"{name}-[0-9]+" for name in fleet.serving)
+    leaders = "|".join(f"{name}-0" for name in fleet.serving)
+    series = f'DCGM_FI_DEV_GPU_UTIL{{namespace="{namespace}",pod=~"%s"}}'
+    whole = f"count(count by (pod) ({series % leaders})) >= {max(len(fleet.serving), 1)}"
+    return f"avg({series % pods}) / 100 and {whole}"

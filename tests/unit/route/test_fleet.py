@@ -324,6 +324,19 @@ def test_a_model_of_another_release_or_that_is_not_routed_is_not_promised() -> N
     assert promised_models([hidden, other, {"spec": {}}], selects) == ()
 
 
+@pytest.mark.parametrize(
+    ("metadata", "spec"),
+    [({"deletionTimestamp": "2026-01-01T00:00:00Z"}, {}), ({}, {"paused": True}), ({}, {"dryRun": True})],
+)
+def test_an_autoscaler_that_will_make_nothing_promises_nothing(
+    metadata: dict[str, object], spec: dict[str, object]
+) -> None:
+    still = scaler()
+    changed = {"metadata": {**still["metadata"], **metadata}, "spec": {**still["spec"], **spec}}  # type: ignore[dict-item]
+    assert promised_models([still], parse_selector("")) == ("org/z",)
+    assert promised_models([changed], parse_selector("")) == ()
+
+
 def test_both_roles_of_a_disaggregated_fleet_promise_their_models() -> None:
     blocks = {role: {"instanceTemplate": {"labels": {}, "spec": {"model": role}}} for role in ("prefill", "decode")}
     assert promised_models([{"spec": blocks}], parse_selector("")) == ("decode", "prefill")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -316,6 +317,19 @@ def test_external_follows_the_scale_subresource_at_once() -> None:
     assert world.status()["currentInstances"] >= 3
 
 
+def test_external_that_nobody_has_set_holds_and_says_what_an_hpa_waits_for() -> None:
+    world = World()
+    world.create(scaled({"policy": "External"}))
+    world.run(60)
+    assert len(world.names()) == 2
+    active = world.condition("ScalingActive")
+    assert active["status"] == "False"
+    assert "an HPA stays off until somebody does: kubectl scale --replicas=N" in active["message"]
+    world.edit("llama", lambda spec: spec.update(instances=3))
+    world.run(2)
+    assert (len(world.names()), world.condition("ScalingActive")["status"]) == (3, "True")
+
+
 def test_to_zero_and_back_for_one_request() -> None:
     world = world_of({"minInstances": 0, "scaleToZero.afterSeconds": 120})
     world.queued = 1
@@ -353,7 +367,7 @@ def test_what_never_starts_and_nobody_asks_for_goes_to_zero() -> None:
 ROLES: dict[str, Any] = {**PLAIN, "prefill.maxInstances": 6, "decode.maxInstances": 6}
 
 
-def roles_world(**options: Any) -> World:
+def roles_world(*, most: int = 2, **options: Any) -> World:
     world = World(**options)
     world.create(disaggregated(ROLES))
 
@@ -362,7 +376,7 @@ def roles_world(**options: Any) -> World:
             world.ready("prefill"),
             sum(not obj["metadata"].get("deletionTimestamp") and ready_one(obj) for obj in world.clusters("decode")),
         )
-        if prefill > 2 * decode:
+        if prefill > most * decode:
             world.broken_rules.append(f"{world.now:%H:%M:%S}: {prefill} prefill to {decode} decode")
 
     world.checks.append(ratio)
@@ -413,6 +427,67 @@ def test_both_roles_of_another_shape_keep_the_ratio_whenever_they_change(later: 
         world.run(seconds)
     world.run(900, lambda: all(obj["spec"]["gpusPerPod"] == 8 for obj in world.clusters()))
     assert world.broken_rules == []
+
+
+def test_the_only_prefill_instance_is_replaced_by_one_of_another_shape_also_at_a_ratio_of_one() -> None:
+    world = roles_world(most=1)
+    world.edit("llama-pd", lambda spec: spec.update(coordination={"maxPrefillPerDecode": 1}))
+    world.run(300, lambda: (world.ready("prefill"), world.ready("decode")) == (1, 1))
+    world.edit("llama-pd", lambda spec: spec["prefill"]["instanceTemplate"]["spec"].update(replicas=1, gpusPerPod=8))
+    ready: list[int] = []
+    world.checks.append(lambda: ready.append(world.ready("prefill")))
+    world.run(600, lambda: all(obj["spec"]["gpusPerPod"] == 8 for obj in world.clusters("prefill")))
+    assert "RatioRaisedDecode" in {event[1] for event in world.events}
+    world.run(900, lambda: len(world.clusters("decode")) == 1)
+    assert min(ready) >= 1
+    assert world.broken_rules == []
+
+
+# Two by mistake.
+
+
+def test_of_two_autoscalers_for_the_same_instances_the_elder_acts_and_the_other_says_so() -> None:
+    world = world_of()
+    second = scaled({"minInstances": 5})
+    second["metadata"]["name"] = "second"
+    world.create(second)
+    before = list(world.writes)
+    world.run(600)
+    assert world.names() == ["llama-0", "llama-1"]
+    assert set(world.writes[len(before) :]) <= {"status llama", "status second"}
+    condition = world.condition("ScalingActive", "second")
+    assert (condition["status"], condition["reason"]) == ("False", "InvalidSpec")
+    assert "llama is older and sizes the same instances" in condition["message"]
+
+
+def test_the_younger_autoscaler_takes_over_as_soon_as_the_elder_no_longer_acts() -> None:
+    world = world_of()
+    second = scaled({"minInstances": 5})
+    second["metadata"]["name"] = "second"
+    world.create(second)
+    world.run(10)
+    world.edit("llama", lambda spec: spec.update(paused=True))
+    world.run(2)
+    assert len(world.names()) == 5
+    assert world.reason("second") == "AtMinimum"
+    world.edit("llama", lambda spec: spec.update(paused=False))
+    world.run(600)
+    # What the other one made is not the elder's to delete.
+    assert world.names() == ["llama-2", "llama-3", "llama-4"]
+    assert world.condition("ScalingActive", "second")["reason"] == "InvalidSpec"
+    world.drop(world.scaler("llama"))
+    world.run(2)
+    assert world.condition("ScalingActive", "second")["reason"] != "InvalidSpec"
+
+
+def test_one_that_only_says_what_it_would_do_may_stand_beside_another() -> None:
+    world = world_of()
+    second = scaled({"minInstances": 5, "dryRun": True})
+    second["metadata"]["name"] = "second"
+    world.create(second)
+    world.run(60)
+    assert len(world.names()) == 2
+    assert world.reason("second") == "DryRun"
 
 
 # Dying.
@@ -479,3 +554,19 @@ def test_dying_again_and_again_never_shrinks_early_nor_grows_twice() -> None:
         world.run(50)
         world.restart()
     assert len(world.names()) == size
+
+
+def test_a_new_process_begins_with_what_the_one_before_it_learned() -> None:
+    world = world_of({"maxInstances": 20})
+    loads = [3.0, 0.5]
+    for minute in range(60):
+        world.load = lambda role, minute=minute: loads[minute // 3 % 2]  # type: ignore[misc]
+        world.run(60)
+    [kept] = world.status()["learned"]
+    world.restart()
+    world.run(90)
+    [back] = world.status()["learned"]
+    assert float(back["alpha"]) == pytest.approx(float(kept["alpha"]), abs=0.05)
+    before, after = ([float(one) for one in item["excess"]] for item in (kept, back))
+    assert len(after) >= len(before) > 31
+    assert statistics.median(after) == pytest.approx(statistics.median(before), abs=0.2)

@@ -50,6 +50,7 @@ def test_a_whole_life_needs_no_right_that_is_not_in_the_table(
     api: Api, server: Apiserver, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(test_permissions.NAMES, "leases", ["llmfleet-autoscaler"])
+    monkeypatch.setitem(test_permissions.NAMES, "secrets", ["token"])
     kubeconfig = test_permissions.account(server, namespace, "autoscaler", tmp_path)
     autoscaler = Autoscaler(kubeconfig, namespace, tmp_path / "autoscaler.log")
     ref = Ref(kind=AUTOSCALER, namespace=namespace, name="llama")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import threading
@@ -13,14 +14,17 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from llmfleet.api.autoscaler import AutoscalerSpec
+from llmfleet.kube.errors import Forbidden, NotFound
+from llmfleet.kube.refs import Ref
 from llmfleet.prometheus.client import Prometheus
 from llmfleet.prometheus.query import QueryError, one_of, read_vector, select
 from llmfleet.scale import client
 from llmfleet.scale.client import Direct
-from llmfleet.scale.controller import gpu_query
-from llmfleet.scale.targets import Target, Targets, engine_targets, router_targets
+from llmfleet.scale.sources.client import Sources
+from llmfleet.scale.targets import Target, Targets, engine_targets, gpu_query, router_targets
 from llmfleet.telemetry import AutoscalerMetrics
-from unit.scale.builders import fleet_of
+from unit.scale.builders import fleet_of, spec_of
 
 ENGINE = """vllm:num_requests_running{engine="0"} 3.0
 vllm:num_requests_waiting{engine="0"} 0.0
@@ -323,6 +327,96 @@ def test_a_query_that_gives_nan_has_no_value(serve: Callable[[Answer], int]) -> 
     fake = FakePrometheus(("sum(up)", vector(({}, "NaN"))))
     source = Prometheus(f"http://127.0.0.1:{serve(fake)}", lambda: 1000.0, AutoscalerMetrics())
     assert source.observe(targets_of({}, queries=(("mine", "sum(up)"),))).external == {}
+
+
+class Secrets:
+    """An apiserver with one Secret, or with what went wrong."""
+
+    def __init__(self, data: dict[str, str] | Exception) -> None:
+        self.data, self.asked = data, list[str]()
+
+    def get(self, ref: Ref) -> dict[str, Any]:
+        self.asked.append(str(ref))
+        if isinstance(self.data, Exception):
+            raise self.data
+        return {"data": self.data}
+
+
+def prometheus_with_token(port: int) -> AutoscalerSpec:
+    prometheus = {"address": f"http://127.0.0.1:{port}", "bearerTokenSecretRef": {"name": "reader"}}
+    return spec_of({"source": {"type": "Prometheus", "prometheus": prometheus}})
+
+
+def test_a_token_is_sent_to_prometheus_and_read_again_after_a_minute(serve: Callable[[Answer], int]) -> None:
+    sent: list[str | None] = []
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        sent.append(request.headers["Authorization"])
+        FakePrometheus(*FULL)(request)
+
+    now = [1000.0]
+    secrets = Secrets({"token": base64.b64encode(b"first\n").decode()})
+    sources = Sources(secrets, lambda: now[0], AutoscalerMetrics())  # type: ignore[arg-type]
+    spec = prometheus_with_token(serve(answer))
+    for _ in range(2):
+        assert sources.of(spec, "d").observe(targets_of({"a": 1})).problem == ""
+    assert secrets.asked == ["Secret d/reader"]
+    assert set(sent) == {"Bearer first"}
+    secrets.data = {"token": base64.b64encode(b"second").decode()}
+    now[0] += 61
+    sources.of(spec, "d").observe(targets_of({"a": 1}))
+    assert sent[-1] == "Bearer second"
+
+
+def test_the_token_of_one_namespace_is_not_used_for_another(serve: Callable[[Answer], int]) -> None:
+    secrets = Secrets({"token": base64.b64encode(b"x").decode()})
+    sources = Sources(secrets, lambda: 1000.0, AutoscalerMetrics())  # type: ignore[arg-type]
+    spec = prometheus_with_token(serve(FakePrometheus(*FULL)))
+    for namespace in ("d", "e"):
+        sources.of(spec, namespace).observe(targets_of({"a": 1}))
+    assert secrets.asked == ["Secret d/reader", "Secret e/reader"]
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (NotFound("no such thing"), "Secret d/reader cannot be read: no such thing"),
+        (Forbidden("may not get secrets"), "Secret d/reader cannot be read: may not get secrets"),
+        ({"other": "eA=="}, "Secret d/reader has no token under the key token"),
+        ({"token": "not base64"}, "Secret d/reader has no token under the key token"),
+        ({"token": "w6k="}, "Secret d/reader has no token under the key token"),
+        ({"token": "eA0KSG9zdDogeQ=="}, "Secret d/reader has no token under the key token"),
+    ],
+)
+def test_a_token_that_cannot_be_had_is_a_problem_and_nothing_is_asked_without_it(
+    serve: Callable[[Answer], int], data: Any, problem: str
+) -> None:
+    fake = FakePrometheus(*FULL)
+    sources = Sources(Secrets(data), lambda: 1000.0, AutoscalerMetrics())  # type: ignore[arg-type]
+    seen = sources.of(prometheus_with_token(serve(fake)), "d").observe(targets_of({"a": 1}))
+    assert problem in seen.problem
+    assert (fake.queries, seen.engines) == ([], ())
+
+
+def test_a_token_is_not_carried_to_another_address(serve: Callable[[Answer], int]) -> None:
+    followed: list[str | None] = []
+
+    def thief(request: BaseHTTPRequestHandler) -> None:
+        followed.append(request.headers["Authorization"])
+
+    def moved(request: BaseHTTPRequestHandler) -> None:
+        request.rfile.read(int(request.headers["Content-Length"]))
+        request.send_response(302)
+        request.send_header("Location", f"http://127.0.0.1:{port}/")
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    port = serve(thief)
+    secrets = Secrets({"token": base64.b64encode(b"x").decode()})
+    sources = Sources(secrets, lambda: 1000.0, AutoscalerMetrics())  # type: ignore[arg-type]
+    seen = sources.of(prometheus_with_token(serve(moved)), "d").observe(targets_of({"a": 1}))
+    assert "302" in seen.problem
+    assert followed == []
 
 
 def test_names_and_labels_are_quoted() -> None:

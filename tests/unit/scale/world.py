@@ -77,7 +77,7 @@ class World:
             api, caches, settings, lambda: self.now.timestamp(), self.metrics, self.source_of
         )
 
-    def source_of(self, spec: AutoscalerSpec) -> Any:
+    def source_of(self, spec: AutoscalerSpec, namespace: str) -> Any:
         return WorldSource(self)
 
     # People.

@@ -1,0 +1,1 @@
+"""Which source of figures a spec names."""
