@@ -21,6 +21,7 @@ ROLES: Final[dict[str, tuple[str, str]]] = {
     "backends": ("llmfleet.router.main:backends_command", "Print a backends document for engines given by URL."),
     "keys": ("llmfleet.router.main:keys_command", "Make API keys, and the hashes a keys file holds."),
     "simulate": ("llmfleet.simulate.main:command", "Replay a trace and compare policies that size a fleet."),
+    "plan": ("llmfleet.sizing.main:command", "Say how many GPUs a model and a workload need, and how to cut them."),
     "uninstall": ("llmfleet.uninstall.main:command", "Drain and delete the instances of a release before it goes."),
     "apply-crds": ("llmfleet.crds.main:command", "Bring the kinds of serving.ai up to date before an upgrade."),
     "helm-test": ("llmfleet.helmtest.main:command", "Check a running release from inside the cluster."),

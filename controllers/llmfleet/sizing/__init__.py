@@ -1,0 +1,1 @@
+"""What a model needs on a GPU: memory, instances, latency, cost; the arithmetic behind `llmfleet plan`."""
