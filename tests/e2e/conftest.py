@@ -1,6 +1,7 @@
 """The local cluster with images loaded and the chart installed, once for all end-to-end tests.
 
-A cluster that existed before stays, also one that was unwell; one that these tests made is taken away. The namespace is their own.
+A cluster that existed before stays, also one that was unwell; one that these tests made is taken away. The namespace is
+their own.
 """
 
 from __future__ import annotations

@@ -7,12 +7,13 @@ some 700 lines and 60 matter. It never keeps a page.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from llmfleet.api.autoscaler import MetricType
-from llmfleet.scale.signals import Buckets, EngineReading, RouterReading, is_plausible
+from llmfleet.scale.signals import Buckets, EngineReading, RouterReading, is_plausible, plausible
 
 Sample = tuple[str, Mapping[str, str], float]
 
@@ -93,9 +94,12 @@ def build_engine(samples: Iterable[Sample], instance: str, at: float) -> EngineR
             kv_tokens += tokens_of(labels)
         elif name in HISTOGRAMS:
             edges = histograms.setdefault(HISTOGRAMS[name], {})
-            edge = float(labels.get("le", "inf"))
+            edge = edge_of(labels)
             edges[edge] = edges.get(edge, 0.0) + value
     if any(name not in sums for name in NEEDED) or not any(name in sums for name in PROMPTS):
+        return None
+    # Before differences are taken: what is below zero by a fault must not end as a zero.
+    if not plausible(*(value for name, value in sums.items() if name != CACHE_CONFIG)):
         return None
     reading = EngineReading(
         instance=instance,
@@ -121,6 +125,15 @@ def tokens_of(labels: Mapping[str, str]) -> float:
         return float(labels["kv_cache_size_tokens"])
     blocks, size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
     return float(blocks) * float(size) if blocks.isdecimal() and size.isdecimal() else 0.0
+
+
+def edge_of(labels: Mapping[str, str]) -> float:
+    """Upper edge of a bucket; infinite when it is no number."""
+    try:
+        edge = float(labels.get("le", "inf"))
+    except ValueError:
+        return math.inf
+    return math.inf if math.isnan(edge) else edge
 
 
 def ordered(edges: Mapping[float, float]) -> Buckets:
