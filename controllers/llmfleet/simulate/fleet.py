@@ -1,4 +1,4 @@
-"""A fleet of simulated engines behind one router.
+"""A fleet of simulated engines of one role behind one router.
 
 In: requests, a wanted size now and then, lots for cold starts. Out: what a real fleet would show: instances as
 decisions see them, readings as scrapes see them, seconds held. An instance starts (its time has a jitter and now and
@@ -8,17 +8,19 @@ fewest, holds it while none has a slot, and never loses one.
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from llmfleet.api.autoscaler import Victim
+from llmfleet.api.autoscaler import MetricType, Victim
 from llmfleet.api.types import Role
 from llmfleet.capacity.profiles import Profile
 from llmfleet.scale.fleet import Fleet, Instance
-from llmfleet.scale.signals import EngineReading, Observation, RouterReading
+from llmfleet.scale.signals import Buckets, EngineReading, Observation, RouterReading
 from llmfleet.scale.victim import victims
-from llmfleet.simulate.engine import Engine, Job
+from llmfleet.simulate.engine import TPOT_EDGES, TTFT_EDGES, Engine, Job
 from llmfleet.simulate.trace import Draw
 
 JITTER: Final = 0.1
@@ -26,6 +28,8 @@ TAIL_SHARE: Final = 0.05
 TAIL: Final = 2.0
 HELD_LOOK: Final = 0.05
 """Seconds between two looks for a free slot while requests are held."""
+DRAIN: Final = 30.0
+"""Seconds that an instance which was ready is held at least after its deletion."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,11 +40,15 @@ class Member:
     created: float
     ready_at: float
     engine: Engine
-    leaving: bool = False
+    leaving_at: float = math.inf
 
     @property
     def name(self) -> str:
         return f"i-{self.number}"
+
+    @property
+    def leaving(self) -> bool:
+        return math.isfinite(self.leaving_at)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,15 +60,17 @@ class Sim:
     draw: Draw
     begin: float
     """What the trace's zero is in seconds since the epoch."""
+    role: Role = Role.BOTH
     now: float = 0.0
     members: list[Member] = field(default_factory=list)
+    serving: list[Engine] = field(default_factory=list)
+    """Engines that are ready and stay."""
     held: deque[Job] = field(default_factory=deque)
     numbers: int = 0
     gone_seconds: float = 0.0
     """Instance seconds of members that are gone."""
-
-    def ready(self) -> list[Member]:
-        return [one for one in self.members if not one.leaving and one.ready_at <= self.now]
+    over: list[Job] = field(default_factory=list)
+    """Requests that ended in members that are gone."""
 
     def start(self, count: int, *, ready: bool = False) -> None:
         """Create instances."""
@@ -71,22 +81,29 @@ class Sim:
                 Member(number=self.numbers, created=self.now, ready_at=self.now + seconds, engine=engine)
             )
             self.numbers += 1
+        self._list()
 
     def _cold_start(self) -> float:
         factor = max(0.5, 1 + JITTER * self.draw.gauss(0, 1))
         return self.cold_start * factor * (TAIL if self.draw.random() < TAIL_SHARE else 1.0)
 
-    def resize(self, size: int) -> int:
+    def _list(self) -> None:
+        self.serving = [one.engine for one in self.members if not one.leaving and one.ready_at <= self.now]
+
+    def resize(self, size: int, *, ready_may_go: int | None = None) -> int:
         """Create or drain until so many stay; returns the change."""
         fleet = self.fleet()
         change = size - fleet.size
         self.start(max(change, 0))
-        gone = {one.name for one in victims(fleet.staying, Victim.LEAST_UTILIZED, -change)}
+        chosen = victims(fleet.staying, Victim.LEAST_UTILIZED, -change)
+        ready = [one for one in chosen if one.ready]
+        kept = set() if ready_may_go is None else {one.name for one in ready[ready_may_go:]}
+        gone = {one.name for one in chosen} - kept
         for one in self.members:
             if one.name in gone:
-                one.leaving = True
+                one.leaving_at = self.now
         self._bury()
-        return change
+        return change if change > 0 else -len(gone)
 
     def move(self, now: float) -> None:
         """Let time pass for everybody."""
@@ -97,40 +114,74 @@ class Sim:
         self._bury()
         self._release()
 
-    def arrive(self, job: Job) -> None:
-        """A request at the router, now."""
-        self.held.append(job)
-        self._release()
+    def arrive(self, job: Job, now: float) -> None:
+        """A request at the router: to whoever has the fewest, or held while nobody has a slot."""
+        if self.held:
+            self.held.append(job)
+            return
+        least, chosen = self.profile.sequences, None
+        for engine in self.serving:
+            if engine.due <= now:
+                engine.advance(now)
+            if engine.in_flight < least:
+                least, chosen = engine.in_flight, engine
+        if chosen is None:
+            self.held.append(job)
+        else:
+            chosen.add(job, now)
 
-    def next_look(self) -> float:
+    def next_look(self, now: float) -> float:
         """When something can change by itself: a start that ends, or a slot while requests are held."""
         starts = [one.ready_at for one in self.members if one.ready_at > self.now]
-        soon = self.now + HELD_LOOK if self.held and self.ready() else float("inf")
+        soon = math.inf
+        if self.held and self.serving:
+            soon = max(now + HELD_LOOK, min(engine.due for engine in self.serving))
         return min([*starts, soon])
 
+    def next_end(self) -> float:
+        """Before this no request ends."""
+        return min((one.engine.due for one in self.members), default=math.inf)
+
     def _release(self) -> None:
-        """Send what is held to whoever has the fewest, while somebody has a slot."""
-        if not self.held:
-            return
-        ready = self.ready()
-        while self.held and ready:
-            least = min(ready, key=lambda one: one.engine.in_flight)
-            if least.engine.in_flight >= self.profile.sequences:
+        held = self.held
+        while held:
+            before = len(held)
+            job = held.popleft()
+            self.held = deque()
+            self.arrive(job, self.now)
+            if self.held:
+                held.appendleft(job)
+            self.held = held
+            if len(held) == before:
                 return
-            least.engine.add(self.held.popleft(), self.now)
 
     def _bury(self) -> None:
         """Leaving instances go when they are idle, or were never ready."""
+        stay = []
         for one in self.members:
-            if one.leaving and (one.ready_at > self.now or not one.engine.in_flight):
-                self.gone_seconds += self.now - one.created
-        self.members = [
-            one for one in self.members if not (one.leaving and (one.ready_at > self.now or not one.engine.in_flight))
-        ]
+            never = one.leaving and one.ready_at > one.leaving_at
+            if never or (one.leaving and not one.engine.in_flight and self.now >= one.leaving_at + DRAIN):
+                self.gone_seconds += (one.leaving_at if never else self.now) - one.created
+                self.over += one.engine.over
+            else:
+                stay.append(one)
+        self.members = stay
+        self._list()
+
+    def taken(self) -> Iterator[Job]:
+        """Requests that ended since the last call."""
+        found, self.over = self.over, []
+        yield from found
+        for one in self.members:
+            found, one.engine.over = one.engine.over, []
+            yield from found
 
     def instance_seconds(self) -> float:
         """Seconds of instances held so far: starting, ready and draining."""
         return self.gone_seconds + sum(self.now - one.created for one in self.members)
+
+    def is_idle(self) -> bool:
+        return not self.held and not any(one.engine.in_flight for one in self.members)
 
     # What an autoscaler sees.
 
@@ -148,7 +199,7 @@ class Sim:
             )
             for one in self.members
         )
-        return Fleet(role=Role.BOTH, instances=tuple(sorted(made, key=lambda one: one.name)))
+        return Fleet(role=self.role, instances=tuple(sorted(made, key=lambda one: one.name)))
 
     def observe(self) -> Observation:
         """A scrape of everybody, now."""
@@ -156,23 +207,37 @@ class Sim:
         return Observation(
             engines=tuple(self._reading(one, at) for one in self.members if one.ready_at <= self.now),
             routers=(RouterReading(router="router", at=at, queued=float(len(self.held))),),
-            serving=tuple(sorted(one.name for one in self.ready())),
+            serving=tuple(sorted(one.name for one in self.members if not one.leaving and one.ready_at <= self.now)),
             routers_expected=1,
         )
 
     def _reading(self, one: Member, at: float) -> EngineReading:
         engine = one.engine
+        waiting = engine.waits(self.now)
         return EngineReading(
             instance=one.name,
             at=at,
-            prefill=engine.prefilled,
-            generated=engine.generated,
+            prefill=float(engine.prefilled),
+            generated=float(engine.generated),
             steps=float(engine.count),
-            finished=engine.finished,
+            finished=float(engine.finished),
             itl_seconds=engine.itl_seconds,
-            itl_count=engine.itl_count,
-            running=float(len(engine.running) + len(engine.filling)),
-            waiting=float(len(engine.waiting)),
+            itl_count=float(engine.itl_count),
+            running=float(engine.in_flight - waiting),
+            waiting=float(waiting),
             kv_usage=engine.kv_usage,
             kv_tokens=float(engine.profile.kv_tokens),
+            buckets={
+                MetricType.TTFT: cumulative(TTFT_EDGES, engine.ttft),
+                MetricType.TPOT: cumulative(TPOT_EDGES, engine.tpot),
+            },
         )
+
+
+def cumulative(edges: tuple[float, ...], counts: list[int]) -> Buckets:
+    """A histogram as Prometheus writes it."""
+    total, found = 0.0, []
+    for edge, count in zip((*edges, math.inf), counts, strict=True):
+        total += count
+        found.append((edge, total))
+    return tuple(found)

@@ -1,7 +1,7 @@
 """`llmfleet simulate`: run policies over a trace and print what each cost and missed.
 
-In: the command line, a trace as CSV (or .csv.gz). Out: a table, or one JSON object per policy with `--json`. Exit
-status 2 with one line that says what to write for wrong input.
+In: the command line, a trace as CSV (or .csv.gz). Out: a table, or with `--json` one JSON object (a list for several
+policies); with `--plot` a picture. Exit status 2 with one line that says what to write for wrong input.
 """
 
 from __future__ import annotations
@@ -13,30 +13,29 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from llmfleet.api.autoscaler import AutoscalerSpec, parse_autoscaler, parse_template
-from llmfleet.api.types import Role
-from llmfleet.capacity.capacity import build_capacity
+from llmfleet.api.autoscaler import Mode
 from llmfleet.capacity.profiles import PROFILES, Profile, find_profile
-from llmfleet.simulate.oracle import oracle_seconds
-from llmfleet.simulate.policies import PolicyError, Setting, build_policy, parse_policy
-from llmfleet.simulate.run import Report, Scenario, run
-from llmfleet.simulate.trace import Request, TraceError, parse_trace, thicken
+from llmfleet.simulate.plot import page
+from llmfleet.simulate.policies import PolicyError, parse_policy
+from llmfleet.simulate.run import Tick
+from llmfleet.simulate.scene import Choice, Scene, build_scene, play
+from llmfleet.simulate.trace import Trace, TraceError, cut, parse_trace, thicken
 
 DEFAULT_POLICIES: Final = ("work-budget", "hpa", "hysteresis")
+JITTERS: Final = (("azure", 300.0), ("m-large", 150.0), ("r1", 30.0))
+"""By what a file is called: the jitter that gives a thinned trace the short-term noise of its source."""
 JITTER: Final = 300.0
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--trace",
     "path",
-    required=True,
     type=click.Path(exists=True, dir_okay=False),
     help="CSV or CSV.GZ with t_s, in_tok, out_tok.",
 )
@@ -45,7 +44,8 @@ JITTER: Final = 300.0
     "policies",
     multiple=True,
     metavar="NAME[:k=v,...]",
-    help="work-budget, hpa, hysteresis or static; repeat it. Default: the first three.",
+    help="work-budget, hysteresis, hpa, keda-waiting, kpa, apa, wva-v2, wva-qm, dynamo, static or oracle; repeat it. "
+    "Default: work-budget, hpa, hysteresis.",
 )
 @click.option(
     "--hardware", default="llama-70b-fp8-h100-tp8", show_default=True, help="Capacity profile of one instance."
@@ -55,8 +55,9 @@ JITTER: Final = 300.0
     "thickness",
     default="1",
     metavar="K[:SD]",
-    help="K copies of each request, moved by SD seconds (300). Default: 1.",
+    help="K copies of each request, moved by SD seconds (by the file's name 300, 150 or 30). Default: 1.",
 )
+@click.option("--mode", type=click.Choice([str(mode) for mode in Mode]), default=str(Mode.MONOLITHIC))
 @click.option(
     "--cold-start",
     type=click.FloatRange(0, 86400),
@@ -77,8 +78,22 @@ JITTER: Final = 300.0
     show_default=True,
     help="Share of requests that may miss.",
 )
+@click.option(
+    "--batched-tokens",
+    type=click.IntRange(16),
+    default=None,
+    help="Of one engine step (--max-num-batched-tokens). Default: so that a step lasts no longer than --slo-tpot.",
+)
+@click.option(
+    "--believed",
+    type=click.FloatRange(0.1, 10),
+    default=1.0,
+    show_default=True,
+    help="Factor on the coefficients that policies start from; the engines keep the profile's.",
+)
 @click.option("--min-instances", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--max-instances", type=click.IntRange(1), default=60, show_default=True)
+@click.option("--begin", type=click.FloatRange(0), default=0.0, help="Begin so many seconds into the trace.")
 @click.option("--seconds", type=click.FloatRange(1), default=None, help="Use only so much of the trace.")
 @click.option(
     "--seed",
@@ -87,44 +102,79 @@ JITTER: Final = 300.0
     show_default=True,
     help="Of cold starts and jitter; the same seed gives the same report.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per policy instead of a table.")
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, writable=True),
+    help="Write demand, instances and misses over time to FILE.html or FILE.svg.",
+)
+@click.pass_context
 def command(
-    path: str,
+    context: click.Context,
+    path: str | None,
     policies: tuple[str, ...],
     hardware: str,
     thickness: str,
+    mode: str,
     cold_start: float,
     slo_ttft: float,
     slo_tpot: float,
     error_budget: float,
+    batched_tokens: int | None,
+    believed: float,
     min_instances: int,
     max_instances: int,
+    begin: float,
     seconds: float | None,
     seed: int,
     as_json: bool,
+    plot: str | None,
 ) -> None:
     """Replay a trace against a simulated fleet and compare policies that size it."""
+    if context.invoked_subcommand:
+        return
+    if path is None:
+        raise click.UsageError("Missing option '--trace'.")
+    profile = profile_of(hardware)
+    if min_instances > max_instances:
+        raise click.BadParameter("is above --max-instances", param_hint="--min-instances")
+    if plot and not plot.endswith((".html", ".svg")):
+        raise click.BadParameter(
+            f"{plot!r}: write FILE.html or FILE.svg; other formats are not made", param_hint="--plot"
+        )
+    chosen = policies or DEFAULT_POLICIES
+    for text in chosen:
+        checked(text)
+    choice = Choice(
+        hardware=hardware,
+        mode=Mode(mode),
+        cold_start=cold_start,
+        ttft=slo_ttft,
+        tpot=slo_tpot,
+        budget=error_budget,
+        low=min_instances,
+        high=max_instances,
+        seed=seed,
+        batched_tokens=batched_tokens or 0,
+        believed=believed,
+    )
+    scene = build_scene(load(path, thickness, begin, seconds, seed), choice, profile)
+    results, ticks = [], {}
+    for text in chosen:
+        result, ticks[text] = one(scene, text, quiet=as_json)
+        results.append(result)
+    if plot:
+        Path(plot).write_text(page(ticks, profile, html=plot.endswith(".html")), encoding="utf-8")
+    print_json(results) if as_json else print_table(results, scene, profile)
+
+
+def profile_of(hardware: str) -> Profile:
     profile = find_profile(hardware)
     if profile is None:
         raise click.BadParameter(
             f"{hardware!r} is no profile; there are {', '.join(PROFILES)}", param_hint="--hardware"
         )
-    if min_instances > max_instances:
-        raise click.BadParameter("is above --max-instances", param_hint="--min-instances")
-    chosen = policies or DEFAULT_POLICIES
-    for text in chosen:
-        checked(text)
-    requests = load(path, thickness, seconds, seed)
-    spec = build_spec(hardware, slo_ttft, slo_tpot, error_budget, cold_start, min_instances, max_instances)
-    template = parse_template(spec.fleets()[Role.BOTH].instance_template, "spec")
-    setting = Setting(
-        spec=spec, capacity=build_capacity(template, spec.work_budget), low=min_instances, high=max_instances
-    )
-    first = first_size(requests, setting)
-    scenario = Scenario(profile=profile, cold_start=cold_start, ttft=slo_ttft, tpot=slo_tpot, first=first)
-    oracle = oracle_seconds(requests, setting.capacity, cold_start, min_instances) * profile.gpus
-    results = [one(text, requests, scenario, setting, seed, oracle, quiet=as_json) for text in chosen]
-    print_json(results) if as_json else print_table(results, requests, profile)
+    return profile
 
 
 def checked(text: str) -> None:
@@ -134,11 +184,17 @@ def checked(text: str) -> None:
         raise click.BadParameter(str(error), param_hint="--policy") from None
 
 
-def load(path: str, thickness: str, seconds: float | None, seed: int) -> list[Request]:
+def jitter_of(path: str) -> float:
+    """The jitter that suits a file."""
+    name = Path(path).name.lower()
+    return next((jitter for part, jitter in JITTERS if part in name), JITTER)
+
+
+def load(path: str, thickness: str, begin: float, seconds: float | None, seed: int) -> Trace:
     """The requests of the trace, thickened."""
     copies, _, jitter = thickness.partition(":")
     try:
-        count, deviation = int(copies), float(jitter or JITTER)
+        count, deviation = int(copies), float(jitter or jitter_of(path))
     except ValueError:
         raise click.BadParameter(
             f"{thickness!r} is not K or K:SECONDS, such as 30:300", param_hint="--thicken"
@@ -148,8 +204,9 @@ def load(path: str, thickness: str, seconds: float | None, seed: int) -> list[Re
             found = parse_trace(lines)
     except (TraceError, OSError, UnicodeDecodeError, EOFError) as error:
         raise click.BadParameter(f"{path}: {error}", param_hint="--trace") from None
-    found = [request for request in found if seconds is None or request.at <= seconds]
-    if not found:
+    if begin or seconds is not None:
+        found = cut(found, begin, seconds if seconds is not None else found.end)
+    if not len(found):
         raise click.BadParameter(f"{path}: no request in it", param_hint="--trace")
     return thicken(found, count, deviation, random.Random(f"{seed} jitter"))
 
@@ -165,60 +222,12 @@ def opened(path: str) -> Iterator[Iterator[str]]:
             yield iter(plain)
 
 
-def build_spec(
-    hardware: str, ttft: float, tpot: float, budget: float, cold_start: float, low: int, high: int
-) -> AutoscalerSpec:
-    """The spec our own policy would have on a cluster."""
-    labels = {"serving.ai/fleet": "simulated"}
-    shape = {"model": "simulated", "replicas": 1, "gpusPerPod": 1, "tensorParallelSize": 1, "image": "none"}
-    return parse_autoscaler(
-        {
-            "mode": "monolithic",
-            "scaleTargetRef": {"labelSelector": {"matchLabels": labels}},
-            "minInstances": low,
-            "maxInstances": high,
-            "instanceTemplate": {"namePrefix": "i-", "labels": labels, "spec": shape},
-            "workBudget": {
-                "slo": {"ttftSeconds": f"{ttft:f}", "tpotSeconds": f"{tpot:f}", "errorBudget": f"{budget:f}"},
-                "capacity": {"profile": hardware},
-                "coldStartSeconds": int(cold_start),
-            },
-        }
-    )
-
-
-def first_size(requests: list[Request], setting: Setting) -> int:
-    """What the first hour needs on average, with some room: nobody begins a comparison with an empty fleet."""
-    steps, capacity = setting.capacity.steps, setting.capacity
-    hour = [request for request in requests if request.at <= requests[0].at + 3600]
-    span = min(3600.0, max(requests[-1].at - requests[0].at, 60.0))
-    work = sum(steps.work(request.prompt, request.output) for request in hour) / span
-    return min(max(round(work / capacity.rho * 1.4 + 0.5), setting.low), setting.high)
-
-
-def one(
-    text: str,
-    requests: list[Request],
-    scenario: Scenario,
-    setting: Setting,
-    seed: int,
-    oracle: float,
-    *,
-    quiet: bool,
-) -> dict[str, Any]:
-    """Run one policy; what it did, as the JSON has it."""
+def one(scene: Scene, text: str, *, quiet: bool) -> tuple[dict[str, Any], list[Tick]]:
+    """Run one policy, with a progress bar and how long it took."""
     began = time.monotonic()
-    draw = random.Random(f"{seed} starts")
     with shown(text, quiet) as progress:
-        found: Report = run(requests, scenario, build_policy(text, setting), draw, progress)
-    return {
-        "policy": text,
-        **{key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(found).items()},
-        "oracle_gpu_seconds": round(oracle, 3),
-        "cost_ratio": round(found.gpu_seconds / oracle, 4) if oracle else 0.0,
-        "first_instances": scenario.first,
-        "run_seconds": round(time.monotonic() - began, 3),
-    }
+        found, ticks = play(scene, text, random.Random(f"{scene.choice.seed} starts"), progress)
+    return {**found, "run_seconds": round(time.monotonic() - began, 3)}, ticks
 
 
 @contextmanager
@@ -240,11 +249,13 @@ def print_json(results: list[dict[str, Any]]) -> None:
     click.echo(json.dumps(results[0] if len(results) == 1 else results, indent=2))
 
 
-def print_table(results: list[dict[str, Any]], requests: list[Request], profile: Profile) -> None:
+def print_table(results: list[dict[str, Any]], scene: Scene, profile: Profile) -> None:
     """What a person compares."""
     click.echo(
-        f"{len(requests)} requests in {requests[-1].at / 3600:.1f} h, instances of {profile.gpus} GPUs; "
-        f"clairvoyant {results[0]['oracle_gpu_seconds'] / 3600:.1f} GPU-hours"
+        f"{len(scene.trace)} requests in {scene.trace.end / 3600:.1f} h, instances of {profile.gpus} GPUs, "
+        f"{scene.scenario.profile.batched_tokens} tokens a step; "
+        f"clairvoyant {scene.oracle / 3600:.1f} GPU-hours; alone on an idle instance {100 * scene.ceiling:.3f} % meet "
+        "the objective"
     )
     head = ("policy", "SLO %", "missed", "GPU-h", "x oracle", "mean", "max", "actions/day")
     rows = [

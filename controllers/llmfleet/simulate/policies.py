@@ -1,14 +1,13 @@
-"""Who decides in a simulation: our own autoscaler, or one of those it is compared with.
+"""What decides in a simulation, and how a person names it.
 
-In: the fleet and an observation at each tick. Out: how many instances. `work-budget` is `scale.replay.step`, unchanged.
-`hpa` is Kubernetes' HorizontalPodAutoscaler v2 on the share of step time sold, with its documented tolerance, windows
-and rate limits; `hysteresis` is the classic pair of thresholds with windows and a cooldown; `static` never moves.
+In: the fleets and an observation of each at each tick. Out: how many instances of each role. `work-budget` is
+`scale.replay.step`, unchanged; the others are in `peers.py`, one instance of them for each role. `oracle` follows a
+schedule made with knowledge of the whole trace.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -17,19 +16,25 @@ from llmfleet.api.types import Role
 from llmfleet.capacity.capacity import Capacity
 from llmfleet.scale.decide import Decision
 from llmfleet.scale.fleet import Fleet
-from llmfleet.scale.look import View, look
-from llmfleet.scale.memory import Memory, begin
-from llmfleet.scale.replay import acted, step
+from llmfleet.scale.memory import Memory
+from llmfleet.scale.replay import acted, room, step
 from llmfleet.scale.signals import Observation
+from llmfleet.simulate.peers import PEER_OPTIONS, PEERS, Peer, Watching
 
-TOLERANCE: Final = 0.1
-HPA_DOWN: Final = 300.0
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Sizes of fleets."""
+
+    sizes: Mapping[Role, int]
+    ready_may_go: Mapping[Role, int] = field(default_factory=dict)
+    """Most ready instances of a role that may be deleted now; a role that is not in it has no such limit."""
 
 
 class Policy(Protocol):
     """Decides at each tick."""
 
-    def decide(self, fleet: Fleet, seen: Observation, now: float) -> int: ...
+    def decide(self, fleets: Mapping[Role, Fleet], seen: Mapping[Role, Observation], now: float) -> Wanted: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,126 +42,45 @@ class WorkBudget:
     """Our own; it keeps what it decided, so that a run can be replayed."""
 
     spec: AutoscalerSpec
-    capacity: Capacity
+    capacities: Mapping[Role, Capacity]
     memories: Mapping[Role, Memory] = field(default_factory=dict)
-    decisions: list[Decision] = field(default_factory=list)
+    decisions: list[Mapping[Role, Decision]] = field(default_factory=list)
 
-    def decide(self, fleet: Fleet, seen: Observation, now: float) -> int:
-        found = step(self.spec, {Role.BOTH: fleet}, {Role.BOTH: seen}, {Role.BOTH: self.capacity}, self.memories, now)
-        decision = found.decisions[Role.BOTH]
-        grew, shrank = decision.instances > fleet.size, decision.instances < fleet.size
-        self.memories = {Role.BOTH: acted(found.memories[Role.BOTH], grew=grew, shrank=shrank, now=now)}
-        self.decisions.append(decision)
-        return decision.instances
-
-
-@dataclass(slots=True, kw_only=True)
-class Static:
-    """As many as it was told."""
-
-    instances: int
-
-    def decide(self, fleet: Fleet, seen: Observation, now: float) -> int:
-        return self.instances
+    def decide(self, fleets: Mapping[Role, Fleet], seen: Mapping[Role, Observation], now: float) -> Wanted:
+        found = step(self.spec, fleets, seen, self.capacities, self.memories, now)
+        sizes = {role: decision.instances for role, decision in found.decisions.items()}
+        for role, most in room(self.spec, fleets, found.decisions).items():
+            sizes[role] = min(sizes[role], max(fleets[role].size, len(fleets[role].instances) + most))
+        self.memories = {
+            role: acted(memory, grew=sizes[role] > fleets[role].size, shrank=sizes[role] < fleets[role].size, now=now)
+            for role, memory in found.memories.items()
+        }
+        self.decisions.append(found.decisions)
+        return Wanted(sizes=sizes, ready_may_go=found.ready_may_go)
 
 
 @dataclass(slots=True, kw_only=True)
-class Watching:
-    """What the compared policies look at: mean utilisation of ready instances over a minute, and who waits."""
+class PerRole:
+    """A policy that knows nothing of roles, once for each."""
 
-    capacity: Capacity
-    low: int
-    high: int
-    memory: Memory | None = None
-    sold: list[tuple[float, float]] = field(default_factory=list)
-    wishes: list[tuple[float, int]] = field(default_factory=list)
+    peers: Mapping[Role, Peer]
 
-    def view(self, seen: Observation, now: float) -> View:
-        """One look; what it remembers is only what was sold."""
-        self.memory, view = look(
-            self.memory or begin(now),
-            seen,
-            role=Role.BOTH,
-            capacity=self.capacity,
-            now=now,
-            lead=60.0,
-            window=60.0,
-            keep=0.0,
-        )
-        self.sold = [(at, work) for at, work in self.sold if at > now - 60]
-        self.sold.append((now, view.rates.work(self.capacity.steps, Role.BOTH)))
-        return view
-
-    def load(self) -> float:
-        """Busy instances, mean of the last minute."""
-        return sum(work for _, work in self.sold) / len(self.sold)
-
-    def bounded(self, wanted: int) -> int:
-        return min(max(wanted, self.low), self.high)
+    def decide(self, fleets: Mapping[Role, Fleet], seen: Mapping[Role, Observation], now: float) -> Wanted:
+        return Wanted(sizes={role: peer.size(fleets[role], seen[role], now) for role, peer in self.peers.items()})
 
 
 @dataclass(slots=True, kw_only=True)
-class Hpa:
-    """HorizontalPodAutoscaler v2 on utilisation."""
+class Scheduled:
+    """What somebody who knows the trace would do."""
 
-    watching: Watching
-    target: float
+    begin: float
+    width: float
+    needs: Mapping[Role, Sequence[int]]
+    """Instances to have ordered by each bin of the trace."""
 
-    def decide(self, fleet: Fleet, seen: Observation, now: float) -> int:
-        watching = self.watching
-        watching.view(seen, now)
-        ready, size = max(fleet.ready, 1), fleet.size
-        ratio = watching.load() / ready / self.target
-        wanted = size if abs(ratio - 1) <= TOLERANCE else math.ceil(ready * ratio)
-        if wanted > size > fleet.ready:
-            # Instances that are not ready count as idle on the way up.
-            ratio = watching.load() / size / self.target
-            wanted = size if ratio <= 1 + TOLERANCE else math.ceil(size * ratio)
-        watching.wishes = [(at, wish) for at, wish in watching.wishes if at > now - HPA_DOWN]
-        watching.wishes.append((now, wanted))
-        if wanted > size:
-            return watching.bounded(min(wanted, max(2 * size, size + 4)))
-        return watching.bounded(min(size, max(wish for _, wish in watching.wishes)))
-
-
-@dataclass(slots=True, kw_only=True)
-class Hysteresis:
-    """Up above one threshold for a while, down below another for a longer while, never soon after."""
-
-    watching: Watching
-    up: float = 0.60
-    down: float = 0.35
-    up_seconds: float = 120.0
-    down_seconds: float = 600.0
-    cooldown: float = 60.0
-    moved: float = float("-inf")
-
-    def decide(self, fleet: Fleet, seen: Observation, now: float) -> int:
-        watching = self.watching
-        view = watching.view(seen, now)
-        ready, size = max(fleet.ready, 1), fleet.size
-        middle, wanted = (self.up + self.down) / 2, size
-        if watching.load() / ready > self.up or (view.waiting + view.queued) / ready > 2:
-            wanted = max(size, math.ceil(watching.load() / middle), ready + 1 if fleet.ready == size else size)
-        elif watching.load() / ready < self.down:
-            wanted = max(1, min(size - 1, math.ceil(watching.load() / middle)))
-        watching.wishes = [(at, wish) for at, wish in watching.wishes if at > now - self.down_seconds]
-        watching.wishes.append((now, wanted))
-        chosen = self._held(size, now)
-        if chosen != size:
-            self.moved = now
-        return watching.bounded(chosen)
-
-    def _held(self, size: int, now: float) -> int:
-        """What held for its whole window."""
-        wishes = self.watching.wishes
-        if now - self.moved < self.cooldown:
-            return size
-        lowest = min(wish for at, wish in wishes if at > now - self.up_seconds)
-        highest = max(wish for _, wish in wishes)
-        if lowest > size:
-            return lowest
-        return highest if highest < size and now - wishes[0][0] > self.down_seconds - 30 else size
+    def decide(self, fleets: Mapping[Role, Fleet], seen: Mapping[Role, Observation], now: float) -> Wanted:
+        place = int((now - self.begin) / self.width)
+        return Wanted(sizes={role: need[min(place, len(need) - 1)] for role, need in self.needs.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,25 +88,26 @@ class Setting:
     """What every policy may use."""
 
     spec: AutoscalerSpec
-    capacity: Capacity
-    low: int
-    high: int
+    capacities: Mapping[Role, Capacity]
+    ttft: float
+    schedule: Callable[[float], Policy]
+    """The clairvoyant's, for a share of the load that an instance carries by the table."""
 
-    def watching(self) -> Watching:
-        return Watching(capacity=self.capacity, low=self.low, high=self.high)
+    def watching(self, role: Role) -> Watching:
+        rules = self.spec.fleets()[role]
+        return Watching(
+            role=role,
+            capacity=self.capacities[role],
+            ttft=self.ttft,
+            low=rules.min_instances,
+            high=rules.max_instances,
+        )
 
 
-BUILDERS: Final[Mapping[str, Callable[[Setting, Mapping[str, float]], Policy]]] = {
-    "work-budget": lambda setting, options: WorkBudget(spec=setting.spec, capacity=setting.capacity),
-    "hpa": lambda setting, options: Hpa(watching=setting.watching(), target=options.get("target", 0.6)),
-    "hysteresis": lambda setting, options: Hysteresis(watching=setting.watching(), **options),
-    "static": lambda setting, options: Static(instances=int(options.get("instances", setting.high))),
-}
 OPTIONS: Final[Mapping[str, frozenset[str]]] = {
     "work-budget": frozenset(),
-    "hpa": frozenset({"target"}),
-    "hysteresis": frozenset({"up", "down", "up_seconds", "down_seconds", "cooldown"}),
-    "static": frozenset({"instances"}),
+    **PEER_OPTIONS,
+    "oracle": frozenset({"fill"}),
 }
 
 
@@ -193,8 +118,8 @@ class PolicyError(ValueError):
 def parse_policy(text: str) -> tuple[str, dict[str, float]]:
     """`NAME` or `NAME:key=value,key=value`."""
     name, _, rest = text.partition(":")
-    if name not in BUILDERS:
-        raise PolicyError(f"{name!r} is no policy: write one of {', '.join(BUILDERS)}")
+    if name not in OPTIONS:
+        raise PolicyError(f"{name!r} is no policy: write one of {', '.join(OPTIONS)}")
     options: dict[str, float] = {}
     for part in filter(None, rest.split(",")):
         key, _, value = part.partition("=")
@@ -210,4 +135,8 @@ def parse_policy(text: str) -> tuple[str, dict[str, float]]:
 def build_policy(text: str, setting: Setting) -> Policy:
     """The policy a person asked for."""
     name, options = parse_policy(text)
-    return BUILDERS[name](setting, options)
+    if name == "work-budget":
+        return WorkBudget(spec=setting.spec, capacities=setting.capacities)
+    if name == "oracle":
+        return setting.schedule(options.get("fill", 1.0))
+    return PerRole(peers={role: PEERS[name](setting.watching(role), **options) for role in setting.capacities})
