@@ -1,0 +1,1 @@
+"""Why a fleet has its size and what would change it; behind `llmfleet explain`."""
