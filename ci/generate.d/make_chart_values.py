@@ -29,11 +29,13 @@ STRINGS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 NAME = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 DOTTED = "[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 DURATION: Schema = {"type": "string", "pattern": "^([0-9]+(ms|s|m|h))+$"}
+DAYS: Schema = {"type": "string", "pattern": "^([0-9]+(ms|s|m|h|d))+$"}
 
 # Keys whose value is Kubernetes' own shape: passed through, so only their outer type is checked.
 SHAPES: dict[str, Schema] = {
     "additionalLabels": STRINGS,
     "affinity": OBJECT,
+    "alertLabels": STRINGS,
     "annotations": STRINGS,
     "behavior": OBJECT,
     "clientsFrom": OBJECTS,
@@ -73,15 +75,19 @@ SHAPES: dict[str, Schema] = {
 # What the type of a default does not say, by key.
 RULES: dict[str, Schema] = {
     "digest": {"pattern": "^(sha256:[0-9a-f]{64})?$"},
+    "for": DAYS,
     "imageRegistry": {"pattern": f"^({DOTTED}(:[0-9]+)?(/[a-z0-9._/-]+)?)?$"},
     "interval": DURATION,
     "intervalSeconds": {"minimum": 1, "maximum": 300},
+    "kind": {"enum": ["PrometheusRule", "ConfigMap"]},
     "maxReplicas": {"minimum": 1, "maximum": 1000},
     "maxUnavailable": {"type": ["integer", "string"], "minimum": 1, "pattern": "^[1-9][0-9]?%$"},
     "maxmemory": {"pattern": "^[0-9]+(kb|mb|gb)$"},
     "minReplicas": {"minimum": 1, "maximum": 1000},
+    "minimumRequestRate": {"minimum": 0},
     "namespace": {"pattern": f"^({NAME})?$", "maxLength": 63},
     "namespaceOverride": {"pattern": f"^({NAME})?$", "maxLength": 63},
+    "objective": {"exclusiveMinimum": 0, "exclusiveMaximum": 1},
     "patienceSeconds": {"minimum": 0, "maximum": 3600},
     "port": {"minimum": 1, "maximum": 65535},
     "preStopSleepSeconds": {"minimum": 0, "maximum": 300},
@@ -89,17 +95,29 @@ RULES: dict[str, Schema] = {
     "registry": {"pattern": f"^({DOTTED}(:[0-9]+)?(/[a-z0-9._/-]+)?)?$"},
     "release": {"pattern": f"^({DOTTED})?$", "maxLength": 53},
     "renderMode": {"enum": ["skipIfMissing", "failIfMissing", "alwaysRender"]},
+    "runbookBase": {"pattern": "^(https?://[^ ]+)?$"},
     "replicas": {"minimum": 1, "maximum": 1000},
     "repository": {"pattern": "^([a-z0-9]+([._/-]+[a-z0-9]+)*)?$"},
     "scrapeTimeout": DURATION,
     "autoscalerServiceAccountName": {"pattern": f"^({DOTTED})?$"},
     "serviceAccountName": {"pattern": f"^({DOTTED})?$"},
+    "severity": {"enum": ["critical", "warning", "info"]},
     "size": {"pattern": "^[0-9]+(\\.[0-9]+)?(Ki|Mi|Gi|Ti)$"},
     "tag": {"pattern": "^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$", "maxLength": 128},
     "targetCPUUtilizationPercentage": {"minimum": 1, "maximum": 1000},
     "terminationGracePeriodSeconds": {"minimum": 1, "maximum": 86400},
+    "threshold": {"type": "number", "minimum": 0},
+    # Edges of the buckets of the router's histograms: a share can only be counted at one.
+    "thresholdSeconds": {
+        "type": "number",
+        "enum": [
+            *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1),
+            *(2.5, 5, 7.5, 10, 20, 40, 80, 160, 320, 640),
+        ],
+    },
     "timeoutSeconds": {"minimum": 1, "maximum": 86400},
     "type": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
+    "window": DAYS,
     "watchNamespaces": {"items": {"type": "string", "pattern": f"^{NAME}$", "maxLength": 63}, "uniqueItems": True},
 }
 
@@ -252,6 +270,7 @@ def add_settings(schema: Schema, limits: ModuleType) -> None:
     sections = {field.name: field.default for field in fields(limits.Settings) if is_dataclass(field.default)}
     schema["properties"] = {limits.camel(name): section_schema(section, limits) for name, section in sections.items()}
     schema["properties"] |= {
+        "classes": {"type": "object", "additionalProperties": {"type": "integer", "minimum": -1000, "maximum": 1000}},
         "forwardHeaders": {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"}},
         "logLevel": {"enum": list(limits.LOG_LEVELS)},
     }

@@ -30,6 +30,24 @@ PROFILES: dict[str, tuple[str, ...]] = {
     "autoscaling": ("dev.yaml", "autoscaling.yaml"),
     "production-monolithic": ("production-monolithic.yaml",),
     "production-disaggregated": ("production-disaggregated.yaml",),
+    "single": ("single.yaml",),
+    "canary": ("production-monolithic.yaml", "canary.yaml"),
+    "scale-to-zero": ("scale-to-zero.yaml",),
+    "spot": ("spot.yaml",),
+    "mig": ("mig.yaml",),
+    "lora": ("lora.yaml",),
+    "multi-tenant": ("production-monolithic.yaml", "multi-tenant.yaml"),
+    "rdma": ("production-monolithic.yaml", "rdma.yaml"),
+    "air-gapped": ("production-monolithic.yaml", "air-gapped.yaml"),
+}
+
+# A profile of these is best read beside another one: its golden holds only what differs from that.
+BESIDE: dict[str, str] = {
+    **dict.fromkeys(("single", "canary", "scale-to-zero", "spot", "mig"), "production-monolithic"),
+    **dict.fromkeys(("lora", "multi-tenant", "rdma", "air-gapped"), "production-monolithic"),
+    "production-disaggregated": "production-monolithic",
+    "dev-vllm-cpu": "dev",
+    "autoscaling": "dev",
 }
 
 Object = dict[str, Any]

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from charts.rendering import CHARTS, PROFILES, Object, find, of_kind, pod_templates, render, title
+from charts.rendering import CHARTS, PROFILES, Object, find, made_from, of_kind, pod_templates, render, title
 from fakes.apiserver import Answer, Apiserver, install_crds, running_apiserver
+from llmfleet.api.parse import parse_spec
+from llmfleet.deploy.objects.identity import Identity
+from llmfleet.deploy.objects.pod import build_template
 
 pytestmark = [pytest.mark.helm, pytest.mark.apiserver]
 
@@ -51,12 +54,38 @@ def test_the_apiserver_takes_every_object(server: Apiserver, profile: str) -> No
         assert answer.status == 201, f"{title(thing)}: {answer.message}"
 
 
+def admit(server: Apiserver, template: Object, claims: list[Object] | None = None) -> Answer:
+    """Ask for a pod as its controller would, with a volume for each claim that a StatefulSet makes."""
+    metadata = {"name": "probe", "namespace": NAMESPACE, "labels": template["metadata"].get("labels", {})}
+    names = [claim["metadata"]["name"] for claim in claims or []]
+    volumes = [{"name": name, "persistentVolumeClaim": {"claimName": name}} for name in names]
+    spec = template["spec"] | {"volumes": template["spec"].get("volumes", []) + volumes}
+    return dry_run(server, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_restricted_namespace_admits_every_pod(server: Apiserver, profile: str) -> None:
-    for name, template in pod_templates(render(profile, namespace=NAMESPACE)).items():
-        metadata = {"name": "probe", "namespace": NAMESPACE, "labels": template["metadata"].get("labels", {})}
-        answer = dry_run(server, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
+    objects = render(profile, namespace=NAMESPACE)
+    claims = {title(o): o["spec"].get("volumeClaimTemplates") for o in of_kind(objects, "StatefulSet")}
+    for name, template in pod_templates(objects).items():
+        answer = admit(server, template, claims.get(name))
         assert answer.status == 201, f"{name}: {answer.message}"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_restricted_namespace_admits_every_engine_the_operator_makes_of_it(server: Apiserver, profile: str) -> None:
+    objects = render(profile, namespace=NAMESPACE)
+    specs = {title(o): o["spec"] for o in of_kind(objects, "LLMCluster")}
+    specs |= {name: made["spec"] for name, made in made_from(objects).items()}
+    assert specs
+    for name, spec in specs.items():
+        identity = Identity(namespace=NAMESPACE, name="probe", uid="u", fleet="probe", manager="a/b")
+        answer = admit(server, dict(build_template(identity, parse_spec(spec)).manifest))
+        # A directory of the node is the one thing a profile asks for that the standard forbids.
+        if "hostPath" in spec["storage"]["modelCache"]:
+            assert 'restricted volume type "hostPath"' in answer.message, name
+        else:
+            assert answer.status == 201, f"{name}: {answer.message}"
 
 
 def test_the_apiserver_still_refuses_what_the_schema_cannot_see(server: Apiserver) -> None:

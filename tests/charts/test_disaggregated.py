@@ -129,7 +129,7 @@ def test_blocks_that_cannot_work_are_refused(fields: dict[str, Any], message: st
 
 def test_split_requests_need_the_router() -> None:
     values = model(prefill={"instances": 1}, decode={"instances": 1})
-    values["fleet"]["router"] = {"enabled": False}
+    values["fleet"] |= {"router": {"enabled": False}, "redis": {"enabled": False}}
     assert "only the router can split requests" in refusal(values)
 
 

@@ -95,6 +95,8 @@ def test_every_value_is_read_somewhere(chart: str) -> None:
         ("fleet.namespaceOverride", "Team_A", "does not match pattern"),
         ("fleet.router.settings.drain", {"settleSecs": 1}, "additional properties 'settleSecs' not allowed"),
         ("fleet.router.settings.drain.timeoutSeconds", 100000, "maximum: got 100,000, want 86,400"),
+        ("fleet.router.settings.classes", {"high": -2000}, "minimum: got -2,000, want -1,000"),
+        ("fleet.tests.apiKeySecretRef", {"secret": "x"}, "additional properties 'secret' not allowed"),
         ("fleet.router.settings.logLevel", "loud", "value must be one of 'debug', 'info', 'warning', 'error'"),
         ("fleet.models", [], "got array, want object"),
         ("fleet.models.Tiny", {"instances": 1}, "'Tiny' does not match pattern"),
@@ -172,6 +174,34 @@ def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
         (
             nested("controllers.autoscaler", {"replicas": 2, "leaderElection": False}),
             "Write autoscaler.leaderElection=true",
+        ),
+        (
+            nested("fleet.router", {"enabled": False, "apiKeys": {"existingSecret": "tenants"}}),
+            "engines would answer everybody. Write router.enabled=true, or take router.apiKeys away",
+        ),
+        (
+            nested("fleet.router.enabled", False),
+            "nobody would use it. Write router.enabled=true, or redis.enabled=false",
+        ),
+        (
+            nested(
+                "fleet",
+                {
+                    "router": {"enabled": False},
+                    "redis": {"enabled": False},
+                    "models": {"tiny": {"instances": None, "autoscaling": {"minInstances": 0, "maxInstances": 1}}},
+                },
+            ),
+            "can only wait in the router. Write router.enabled=true, or minInstances=1",
+        ),
+        (
+            {
+                "controllers": {"autoscaler": {"enabled": False}},
+                "fleet": {
+                    "models": {"tiny": {"instances": None, "autoscaling": {"minInstances": 1, "maxInstances": 2}}}
+                },
+            },
+            "nobody would make its instances. Write controllers.autoscaler.enabled=true, or a number of instances",
         ),
         (nested("controllers.enabled", False), "write fleet.operator.release=NAME"),
         (nested("controllers.namespaceOverride", "system"), "write fleet.operator.namespace=system"),

@@ -107,21 +107,6 @@ spec:
   {{- include "llmfleet-fleet.spec" . | nindent 2 }}
 {{- end }}
 
-{{- /* llmfleet-fleet.firstModel: the name clients ask for of the first model, for tests and NOTES. Takes: the root. */}}
-{{- define "llmfleet-fleet.firstModel" -}}
-{{- $names := list -}}
-{{- range $name, $model := .Values.models -}}
-{{- $served := false -}}
-{{- range (include "llmfleet-fleet.shapes" (dict "model" ($model | default dict)) | fromYaml) -}}
-{{- if or (gt (int .instances) 0) (gt (int (dig "autoscaling" "minInstances" 0 .)) 0) -}}{{- $served = true -}}{{- end -}}
-{{- end -}}
-{{- if and $model $served -}}
-{{- $names = append $names ((first ($model.servedModelNames | default (list $model.model))) | default $model.model) -}}
-{{- end -}}
-{{- end -}}
-{{- first $names | default "" -}}
-{{- end }}
-
 {{- /* llmfleet-fleet.url: the router's address inside the cluster. Takes: the root. */}}
 {{- define "llmfleet-fleet.url" -}}
 {{- printf "http://%s.%s.svc:%d" (include "llmfleet-fleet.routerName" .) (include "llmfleet.namespace" .) (int .Values.router.service.port) -}}
@@ -150,9 +135,20 @@ securityContext:
   {{- include "llmfleet.podSecurity" (dict "values" dict "user" 65532) | nindent 2 }}
 {{- end }}
 
-{{- /* llmfleet-fleet.testPod: one `helm test` hook. Takes: root, check, weight, args. */}}
+{{- /* llmfleet-fleet.testPeer: the pods of `helm test` as a NetworkPolicy peer; nothing without them. Takes: the root. */}}
+{{- define "llmfleet-fleet.testPeer" -}}
+{{- if .Values.tests.enabled -}}
+- podSelector:
+    matchLabels:
+      {{- include "llmfleet.selectorLabels" (dict "root" . "component" "test") | nindent 6 }}
+{{- end -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.testPod: one `helm test` hook. Takes: root, check, weight, url, args, key (whether it sends one). */}}
 {{- define "llmfleet-fleet.testPod" -}}
 {{- $root := .root -}}
+{{- $secret := $root.Values.tests.apiKeySecretRef -}}
+{{- $key := and .key $root.Values.router.enabled $secret.name -}}
 apiVersion: v1
 kind: Pod
 metadata:
@@ -175,9 +171,12 @@ spec:
       args:
         - helm-test
         - {{ .check }}
-        - --url={{ include "llmfleet-fleet.url" $root }}
+        - --url={{ .url }}
         {{- range .args }}
         - {{ . | quote }}
+        {{- end }}
+        {{- if $key }}
+        - --key-file=/var/run/secrets/llmfleet/key
         {{- end }}
         - --patience={{ $root.Values.tests.patienceSeconds }}
       resources:
@@ -185,6 +184,16 @@ spec:
         limits: {memory: 128Mi}
       securityContext:
         {{- include "llmfleet.containerSecurity" (dict "values" dict) | nindent 8 }}
+      {{- if $key }}
+      volumeMounts:
+        - {name: key, mountPath: /var/run/secrets/llmfleet, readOnly: true}
+  volumes:
+    - name: key
+      secret:
+        secretName: {{ $secret.name }}
+        defaultMode: 0440
+        items: [{key: {{ $secret.key | quote }}, path: key}]
+      {{- end }}
 {{- end }}
 
 {{- /* llmfleet-fleet.scaled: "true" when some model has `autoscaling`, else empty. Takes: the root. */}}

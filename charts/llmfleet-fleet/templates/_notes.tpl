@@ -1,22 +1,40 @@
 {{- /* llmfleet-fleet.notes: how to use this very install. Takes: the root. */}}
 {{- define "llmfleet-fleet.notes" -}}
 {{- $namespace := include "llmfleet.namespace" . -}}
-{{- $router := include "llmfleet-fleet.routerName" . -}}
-{{- $model := include "llmfleet-fleet.firstModel" . -}}
-{{- if and .Values.router.enabled $model -}}
-Ask {{ $model }} for a streamed completion:
+{{- $served := (include "llmfleet-fleet.served" . | fromYaml).models -}}
+{{- $keys := and .Values.router.enabled (not (empty .Values.router.apiKeys.existingSecret)) -}}
+{{- $first := dict -}}
+{{- range $served -}}{{- if and .awake (empty $first) -}}{{- $first = . -}}{{- end -}}{{- end -}}
+{{- $model := $first | default (first $served) -}}
+{{- $door := dict -}}
+{{- if $model -}}
+{{- $door = include "llmfleet-fleet.door" (dict "root" . "key" $model.key) | fromYaml -}}
+{{- end -}}
+{{- if $door -}}
+Ask {{ $model.name }} for a streamed completion
+{{- if not $model.awake }} (when it sleeps, the request waits while an instance starts){{ end }}:
 
-  kubectl --namespace {{ $namespace }} port-forward service/{{ $router }} 8080:{{ .Values.router.service.port }} &
+  kubectl --namespace {{ $namespace }} port-forward service/{{ $door.service }} 8080:{{ $door.port }} &
   curl --no-buffer http://127.0.0.1:8080/v1/chat/completions \
+{{- if $keys }}
+    --header "Authorization: Bearer $KEY" \
+{{- end }}
     --header 'Content-Type: application/json' \
-    --data '{"model": "{{ $model }}", "stream": true, "messages": [{"role": "user", "content": "Say hello."}]}'
+    --data '{"model": "{{ $model.name }}", "stream": true, "messages": [{"role": "user", "content": "Say hello."}]}'
 
-Inside the cluster the address is {{ include "llmfleet-fleet.url" . }}.
+Inside the cluster the address is {{ $door.url }}.
+{{- if not .Values.router.enabled }} There is no router: each instance has a
+Service of its own name, takes whatever comes, and a client that is refused asks again by itself.
+{{- end }}
 {{- if .Values.tests.enabled }}
 
 Check the whole path:
 
   helm test {{ .Release.Name }} --namespace {{ include "llmfleet.releaseNamespace" . }} --logs
+{{- if and $keys (not .Values.tests.apiKeySecretRef.name) }}
+
+The checks that ask a model are left out: they need a key. Store one in a Secret and name it in tests.apiKeySecretRef.
+{{- end }}
 {{- end }}
 {{- else if not $model }}
 No model is served yet. Name one under `models`, for instance in a file for --values:
@@ -24,6 +42,8 @@ No model is served yet. Name one under `models`, for instance in a file for --va
   {{ if .Chart.IsRoot }}models:{{ else }}fleet:
     models:{{ end }}
       tiny: {instances: 1, model: my-org/my-model, replicas: 1, gpusPerPod: 1, tensorParallelSize: 1}
+{{- else }}
+{{ $model.name }} has no router, and its instances are made by the autoscaler; each has a Service of its own name.
 {{- end }}
 
 See the instances, and why each is in its state:

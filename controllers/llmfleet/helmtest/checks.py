@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from prometheus_client.parser import text_string_to_metric_families
+
 DONE: Final = "[DONE]"
 # A fleet that is still starting: not listed yet, or nobody ready to serve it.
 STARTING: Final = frozenset({404, 502, 503})
@@ -32,15 +34,15 @@ def failed(problem: str, *, later: bool = False) -> Verdict:
     return Verdict(passed=False, problem=problem, later=later)
 
 
-def judge_models(status: int, body: str, model: str) -> Verdict:
-    """`GET /v1/models` must list the model."""
+def judge_models(status: int, body: str, models: Sequence[str]) -> Verdict:
+    """`GET /v1/models` must list every one of the models."""
     answer, problem = read_json(status, body)
     if problem:
         return problem
     entries = answer.get("data")
     names = [str(e.get("id")) for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
-    if model not in names:
-        return failed(f"{model!r} is not among the models listed: {', '.join(names) or 'none'}", later=True)
+    if missing := next((model for model in models if model not in names), None):
+        return failed(f"{missing!r} is not among the models listed: {', '.join(names) or 'none'}", later=True)
     return Verdict(passed=True, facts=(f"models listed: {', '.join(names)}",))
 
 
@@ -127,6 +129,79 @@ def completion_tokens(answer: Mapping[str, Any]) -> int:
     """The answer's own count of what it generated; 0 when it says nothing."""
     count = (answer.get("usage") or {}).get("completion_tokens")
     return count if isinstance(count, int) else 0
+
+
+def judge_unauthorized(sent: str, status: int) -> Verdict:
+    """Who has no key, or a wrong one, must not be let in."""
+    if status in STARTING:
+        return failed(f"{sent}: status {status}, the router is still starting", later=True)
+    if status != 401:
+        return failed(f"{sent}: status {status}, 401 expected: this router lets in who has no key")
+    return Verdict(passed=True, facts=(f"{sent}: 401",))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """Counters of requests and of generated tokens, and the labels that say whose."""
+
+    requests: str
+    tokens: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """What all pages say together."""
+
+    requests: float
+    tokens: float
+
+
+def series_of(source: str, model: str) -> Series:
+    """Name the counters of a router or of an engine; an engine of one model needs no label."""
+    if source == "engine":
+        return Series(requests="vllm:request_success_total", tokens="vllm:generation_tokens_total", labels={})
+    return Series(
+        requests="llmfleet_router_requests_total",
+        tokens="llmfleet_router_completion_tokens_total",
+        labels={"model": model},
+    )
+
+
+def count(pages: Iterable[str], series: Series) -> Counted:
+    """Add the counters up over the pages of all pods; one that is not there yet counts as 0."""
+    samples = [s for page in pages for family in text_string_to_metric_families(page) for s in family.samples]
+    ours = [s for s in samples if series.labels.items() <= s.labels.items()]
+    return Counted(
+        requests=sum(s.value for s in ours if s.name == series.requests),
+        tokens=sum(s.value for s in ours if s.name == series.tokens),
+    )
+
+
+def judge_pages(pages: Sequence[tuple[str, int, str]]) -> Verdict:
+    """Every pod must answer with its metrics; each page is (address, status, body)."""
+    if not pages:
+        return failed("the name stands for no address: no pod is ready", later=True)
+    if broken := next(((address, status) for address, status, _ in pages if status != 200), None):
+        return failed(f"{broken[0]} gave status {broken[1]}, 200 expected", later=True)
+    try:
+        sizes = [sum(1 for _ in text_string_to_metric_families(body)) for _, _, body in pages]
+    except ValueError as error:
+        return failed(f"a page is no Prometheus text: {error}")
+    return Verdict(
+        passed=True, facts=tuple(f"{page[0]}: {size} metrics" for page, size in zip(pages, sizes, strict=True))
+    )
+
+
+def judge_advance(before: Counted, after: Counted, series: Series) -> Verdict:
+    """A request that was answered must be counted, and so must its tokens."""
+    requests, tokens = after.requests - before.requests, after.tokens - before.tokens
+    if requests < 1:
+        return failed(f"{series.requests} stayed at {after.requests:.0f} although a request was answered", later=True)
+    if tokens < 1:
+        return failed(f"{series.tokens} stayed at {after.tokens:.0f} although tokens were generated", later=True)
+    facts = (f"{series.requests}: {requests:.0f} more", f"{series.tokens}: {tokens:.0f} more")
+    return Verdict(passed=True, facts=facts)
 
 
 def judge_closed_port(port: int, client_port_open: bool, admin_port_open: bool) -> Verdict:

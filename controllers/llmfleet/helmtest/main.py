@@ -1,7 +1,8 @@
 """`llmfleet helm-test CHECK`: walk one path through a running release and say what was seen.
 
-In: the address of the client Service. Out: readable lines on stdout; exit 0 passed, 1 failed, 2 wrong use. It changes
-nothing, holds no credential of the cluster and stores nothing.
+In: the address of the client Service, and where the router asks for one a file with an API key. Out: readable lines on
+stdout, never the key; exit 0 passed, 1 failed, 2 wrong use. It changes nothing, holds no credential of the cluster and
+stores nothing.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import click
 import requests
@@ -25,6 +27,9 @@ ADMIN_PATHS: Final = ("/metrics", "/fleet", "/drain")
 PROMPT: Final = "Say hello to the fleet in one sentence."
 MAX_TOKENS: Final = 16
 JOB_SECONDS: Final = 60.0  # a job may wait that long by default
+NO_KEY: Final = "sk-helm-test-that-nobody-was-given"
+
+Headers = dict[str, str]
 
 
 def service_url(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
@@ -33,6 +38,27 @@ def service_url(_context: click.Context, _parameter: click.Parameter, value: str
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
         raise click.BadParameter(f"{value!r} is no address: write it as http://HOST:PORT")
     return value.rstrip("/")
+
+
+def page_url(_context: click.Context, _parameter: click.Parameter, value: str) -> SplitResult:
+    """Accept http://host:port/path."""
+    parts = urlsplit(value)
+    if parts.scheme != "http" or not parts.hostname or not parts.port or not parts.path:
+        raise click.BadParameter(f"{value!r} is no page: write it as http://HOST:PORT/metrics")
+    return parts
+
+
+def bearer(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Headers:
+    """Read the key that requests are sent with; line ends around it do not count."""
+    if not value:
+        return {}
+    try:
+        key = Path(value).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{value} cannot be read: {cause(error)}") from None
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise click.BadParameter(f"{value} holds no API key: write one line without spaces into the Secret")
+    return {"Authorization": f"Bearer {key}"}
 
 
 URL = click.option(
@@ -46,6 +72,7 @@ TIMEOUT = click.option(
     show_default=True,
     help="Seconds one request may take.",
 )
+KEY = click.option("--key-file", "headers", callback=bearer, help="File with the API key to send; none without it.")
 PATIENCE = click.option(
     "--patience",
     type=click.FloatRange(min=0),
@@ -62,14 +89,15 @@ def command() -> None:
 
 @command.command()
 @URL
-@MODEL
+@click.option("--model", required=True, multiple=True, help="Model name as a client asks for it; may be repeated.")
+@KEY
 @TIMEOUT
 @PATIENCE
-def models(url: str, model: str, timeout: float, patience: float) -> None:
-    """The router lists the model."""
+def models(url: str, model: tuple[str, ...], headers: Headers, timeout: float, patience: float) -> None:
+    """Every model is listed."""
 
     def look() -> Verdict:
-        answer = requests.get(f"{url}/v1/models", timeout=timeout)
+        answer = requests.get(f"{url}/v1/models", headers=headers, timeout=timeout)
         return checks.judge_models(answer.status_code, answer.text, model)
 
     run(f"GET {url}/v1/models", look, patience)
@@ -78,14 +106,14 @@ def models(url: str, model: str, timeout: float, patience: float) -> None:
 @command.command()
 @URL
 @MODEL
+@KEY
 @TIMEOUT
 @PATIENCE
-def chat(url: str, model: str, timeout: float, patience: float) -> None:
+def chat(url: str, model: str, headers: Headers, timeout: float, patience: float) -> None:
     """A chat completion comes back whole."""
 
     def ask() -> Verdict:
-        answer = requests.post(f"{url}/v1/chat/completions", json=chat_body(model), timeout=timeout)
-        return checks.judge_chat(answer.status_code, answer.text)
+        return ask_chat(url, model, headers, timeout)
 
     run(f"POST {url}/v1/chat/completions, model {model}", ask, patience)
 
@@ -93,14 +121,16 @@ def chat(url: str, model: str, timeout: float, patience: float) -> None:
 @command.command()
 @URL
 @MODEL
+@KEY
 @TIMEOUT
 @PATIENCE
-def stream(url: str, model: str, timeout: float, patience: float) -> None:
+def stream(url: str, model: str, headers: Headers, timeout: float, patience: float) -> None:
     """A chat completion streams: two chunks or more, usage, [DONE]."""
     body = chat_body(model) | {"stream": True, "stream_options": {"include_usage": True}}
 
     def ask() -> Verdict:
-        with requests.post(f"{url}/v1/chat/completions", json=body, timeout=timeout, stream=True) as answer:
+        path = f"{url}/v1/chat/completions"
+        with requests.post(path, json=body, headers=headers, timeout=timeout, stream=True) as answer:
             if answer.status_code != 200:
                 return checks.judge_chat(answer.status_code, answer.text)
             # Bytes, because text would be split at U+2028, which JSON may carry raw.
@@ -112,25 +142,93 @@ def stream(url: str, model: str, timeout: float, patience: float) -> None:
 @command.command()
 @URL
 @MODEL
+@KEY
 @TIMEOUT
 @PATIENCE
-def jobs(url: str, model: str, timeout: float, patience: float) -> None:
+def jobs(url: str, model: str, headers: Headers, timeout: float, patience: float) -> None:
     """A request that is stored is run, and its answer can be read."""
     stored: list[str] = []
 
     def store() -> Verdict:
-        headers = {"Prefer": "respond-async"}
-        answer = requests.post(f"{url}/v1/chat/completions", json=chat_body(model), headers=headers, timeout=timeout)
+        wish = headers | {"Prefer": "respond-async"}
+        answer = requests.post(f"{url}/v1/chat/completions", json=chat_body(model), headers=wish, timeout=timeout)
         location = answer.headers.get("Location", "")
         stored[:] = [location]
         return checks.judge_accepted(answer.status_code, location, answer.text)
 
     def fetch() -> Verdict:
-        answer = requests.get(f"{url}{stored[0]}/result", params={"wait": "10"}, timeout=timeout)
+        answer = requests.get(f"{url}{stored[0]}/result", params={"wait": "10"}, headers=headers, timeout=timeout)
         return checks.judge_result(answer.status_code, answer.text)
 
     run(f"POST {url}/v1/chat/completions, model {model}, Prefer: respond-async", store, patience)
     run(f"GET {url}/v1/requests/.../result", fetch, max(patience, JOB_SECONDS))
+
+
+@command.command()
+@URL
+@TIMEOUT
+@PATIENCE
+def keys(url: str, timeout: float, patience: float) -> None:
+    """Nobody is let in without an API key, or with one that nobody was given."""
+
+    def knock(sent: str, headers: Headers) -> Verdict:
+        answer = requests.get(f"{url}/v1/models", headers=headers, timeout=timeout)
+        return checks.judge_unauthorized(sent, answer.status_code)
+
+    run(f"GET {url}/v1/models", partial(knock, "without a key", {}), patience)
+    run(f"GET {url}/v1/models", partial(knock, "with a wrong key", {"Authorization": f"Bearer {NO_KEY}"}), patience)
+
+
+@command.command()
+@URL
+@MODEL
+@KEY
+@click.option("--page", required=True, callback=page_url, help="Metrics page, http://HOST:PORT/metrics, of every pod.")
+@click.option(
+    "--source",
+    type=click.Choice(["router", "engine"]),
+    default="router",
+    show_default=True,
+    help="Whose metrics these are.",
+)
+@click.option(
+    "--settle",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="Seconds until a request that was answered must be counted.",
+)
+@TIMEOUT
+@PATIENCE
+def metrics(
+    *,
+    url: str,
+    model: str,
+    headers: Headers,
+    page: SplitResult,
+    source: str,
+    settle: float,
+    timeout: float,
+    patience: float,
+) -> None:
+    """A request that is answered is counted, with its tokens."""
+    series = checks.series_of(source, model)
+    before: list[checks.Counted] = []
+
+    def look() -> Verdict:
+        pages = fetch_pages(page, timeout)
+        verdict = checks.judge_pages(pages)
+        if verdict.passed:
+            before[:] = [checks.count((body for _, _, body in pages), series)]
+        return verdict
+
+    def compare() -> Verdict:
+        after = checks.count((body for _, _, body in fetch_pages(page, timeout)), series)
+        return checks.judge_advance(before[0], after, series)
+
+    run(f"GET {page.geturl()}", look, patience)
+    run(f"POST {url}/v1/chat/completions, model {model}", partial(ask_chat, url, model, headers, timeout), patience)
+    run(f"GET {page.geturl()} again", compare, settle)
 
 
 @command.command("admin-closed")
@@ -161,6 +259,27 @@ def admin_closed(url: str, admin_port: int, timeout: float, patience: float) -> 
     run(f"connect to {host}, port {admin_port}", knock, patience)
     for path in ADMIN_PATHS:
         run(f"GET {url}{path}", partial(look_for, url, path, timeout), patience)
+
+
+def ask_chat(url: str, model: str, headers: Headers, timeout: float) -> Verdict:
+    """Ask for a completion that comes in one piece."""
+    answer = requests.post(f"{url}/v1/chat/completions", json=chat_body(model), headers=headers, timeout=timeout)
+    return checks.judge_chat(answer.status_code, answer.text)
+
+
+def fetch_pages(page: SplitResult, timeout: float) -> list[tuple[str, int, str]]:
+    """Ask every address that the name stands for: each pod counts what it did itself."""
+    try:
+        found = socket.getaddrinfo(page.hostname, page.port, type=socket.SOCK_STREAM)
+    except socket.gaierror:
+        return []
+    hosts = sorted({str(address[0]) for *_, address in found})
+    pages = []
+    for host in hosts:
+        place = f"[{host}]:{page.port}" if ":" in host else f"{host}:{page.port}"
+        answer = requests.get(f"http://{place}{page.path}", timeout=timeout)
+        pages.append((place, answer.status_code, answer.text))
+    return pages
 
 
 def look_for(url: str, path: str, timeout: float) -> Verdict:

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,6 +87,65 @@ def free_port() -> int:
 def test_a_listed_model_passes(serve: Serve) -> None:
     result = run("models", "--url", serve({"/v1/models": [(200, MODELS)]}), "--model", "tiny")
     assert (result.exit_code, "models listed: tiny, sql" in result.output) == (0, True)
+
+
+def test_one_of_several_models_that_is_missing_fails(serve: Serve) -> None:
+    url = serve({"/v1/models": [(200, MODELS)]})
+    result = run("models", "--url", url, "--model", "tiny", "--model", "gone")
+    assert (result.exit_code, "'gone' is not among the models listed: tiny, sql" in result.output) == (1, True)
+
+
+def page_of(requests: int, tokens: int, model: str = "tiny") -> tuple[int, str]:
+    """A metrics page of a router."""
+    return (
+        200,
+        f'# TYPE llmfleet_router_requests counter\nllmfleet_router_requests_total{{model="{model}"}} {requests}\n'
+        "# TYPE llmfleet_router_completion_tokens counter\n"
+        f'llmfleet_router_completion_tokens_total{{model="{model}"}} {tokens}\n',
+    )
+
+
+def metrics(serve: Serve, *pages: Answer) -> Result:
+    url = serve({"/v1/chat/completions": [(200, CHAT)], "/metrics": list(pages)})
+    return run("metrics", "--url", url, "--model", "tiny", "--page", f"{url}/metrics", "--settle", "0")
+
+
+def test_counters_that_advance_pass(serve: Serve) -> None:
+    result = metrics(serve, page_of(3, 30), page_of(4, 46))
+    assert result.exit_code == 0, result.output
+    assert "llmfleet_router_completion_tokens_total: 16 more" in result.output
+
+
+@pytest.mark.parametrize(
+    ("pages", "problem"),
+    [
+        ([page_of(3, 30)], "llmfleet_router_requests_total stayed at 3"),
+        ([page_of(3, 30), page_of(4, 30)], "llmfleet_router_completion_tokens_total stayed at 30"),
+        ([page_of(3, 30), page_of(9, 90, "other")], "llmfleet_router_requests_total stayed at 0"),
+        ([(200, "<html>")], "a page is no Prometheus text"),
+        ([(500, "boom")], "gave status 500, 200 expected"),
+    ],
+)
+def test_counters_that_stand_still_fail(serve: Serve, pages: list[Answer], problem: str) -> None:
+    result = metrics(serve, *pages)
+    assert (result.exit_code, problem in result.output) == (1, True), result.output
+
+
+def test_a_name_without_an_address_fails(serve: Serve) -> None:
+    url = serve({})
+    result = run("metrics", "--url", url, "--model", "tiny", "--page", "http://nowhere.invalid:9090/metrics")
+    assert (result.exit_code, "no pod is ready" in result.output) == (1, True), result.output
+
+
+@pytest.mark.parametrize("content", ["", "two words", "k\u00e9y", None])
+def test_a_file_without_a_key_is_wrong_use_and_its_content_is_not_shown(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_text(content)
+    result = run("chat", "--url", "http://router", "--model", "tiny", "--key-file", str(path))
+    assert result.exit_code == 2
+    assert ("cannot be read" if content is None else "holds no API key") in result.output
+    assert not content or content not in result.output
 
 
 def test_a_fleet_that_still_starts_is_waited_for(serve: Serve) -> None:
@@ -217,6 +277,10 @@ def test_an_admin_path_on_the_client_port_fails(serve: Serve) -> None:
         (["chat", "--url", "http://router", "--model", "tiny", "--timeout", "0"], "Invalid value for '--timeout'"),
         (["chat", "--url", "http://router", "--model", "tiny", "--patience", "-1"], "Invalid value for '--patience'"),
         (["admin-closed", "--url", "http://router", "--admin-port", "0"], "Invalid value for '--admin-port'"),
+        (
+            ["metrics", "--url", "http://router", "--model", "tiny", "--page", "router:9090"],
+            "write it as http://HOST:PORT/metrics",
+        ),
     ],
 )
 def test_wrong_use_exits_2_and_says_what_to_write(arguments: list[str], message: str) -> None:
