@@ -14,11 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import aiohttp
 
 COMPLETE, ERROR_EVENT, RESET, SILENT, STATUS = "complete", "error event", "reset", "silent", "status"
+REFUSED = "refused"
 
 
 @dataclass(slots=True)
@@ -31,6 +33,31 @@ class Outcome:
     chunks: int = 0
     status: int = 0
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnect:
+    """How a client goes on whose connection was refused: nothing of its request was sent, so it may ask again.
+
+    Both OpenAI SDKs do so twice by default, after half a second and after one.
+    """
+
+    times: int = 0
+    seconds: float = 0.5
+    factor: float = 2.0
+
+
+async def persistent(request: Callable[[], Coroutine[Any, Any, Outcome]], reconnect: Reconnect) -> Outcome:
+    """Ask until there is a connection, at most as often as the client would."""
+    outcome = await request()
+    for again in range(reconnect.times):
+        if outcome.kind != REFUSED:
+            break
+        begin = outcome.begin
+        await asyncio.sleep(reconnect.seconds * reconnect.factor**again)
+        outcome = await request()
+        outcome.begin = begin
+    return outcome
 
 
 async def stream(session: aiohttp.ClientSession, url: str, model: str, tokens: int) -> Outcome:
@@ -46,7 +73,7 @@ async def stream(session: aiohttp.ClientSession, url: str, model: str, tokens: i
             else:
                 await follow(answer, outcome)
     except (TimeoutError, aiohttp.ClientError, ConnectionError) as problem:
-        outcome.kind, outcome.detail = RESET, repr(problem)
+        outcome.kind, outcome.detail = how_it_broke(problem), repr(problem)
     outcome.end = time.time()
     return outcome
 
@@ -81,9 +108,14 @@ async def unary(session: aiohttp.ClientSession, url: str, model: str, tokens: in
             outcome.kind = COMPLETE if whole else STATUS
             outcome.detail = "" if whole else raw.decode(errors="replace")[:300]
     except (TimeoutError, aiohttp.ClientError, ConnectionError) as problem:
-        outcome.detail = repr(problem)
+        outcome.kind, outcome.detail = how_it_broke(problem), repr(problem)
     outcome.end = time.time()
     return outcome
+
+
+def how_it_broke(problem: Exception) -> str:
+    """Tell a connection that never was from one that ended."""
+    return REFUSED if isinstance(problem, aiohttp.ClientConnectorError) else RESET
 
 
 @dataclass
@@ -126,10 +158,13 @@ def many_streams(url: str, model: str, count: int, tokens: int, started: Callabl
 
 
 @contextmanager
-def open_loop(url: str, model: str, rate: float, tokens: int, streamed: float = 0.7) -> Iterator[Load]:
+def open_loop(
+    url: str, model: str, rate: float, tokens: int, streamed: float = 0.7, reconnect: Reconnect = Reconnect()
+) -> Iterator[Load]:
     """Send `rate` requests a second, `streamed` of them streams, until the block ends; then wait for every answer."""
     load, stop = Load(), threading.Event()
-    thread = threading.Thread(target=lambda: asyncio.run(send_all(load, stop, url, model, rate, tokens, streamed)))
+    drive = send_all(load, stop, url, model, rate, tokens, streamed, reconnect)
+    thread = threading.Thread(target=lambda: asyncio.run(drive))
     thread.start()
     try:
         yield load
@@ -139,14 +174,22 @@ def open_loop(url: str, model: str, rate: float, tokens: int, streamed: float = 
 
 
 async def send_all(
-    load: Load, stop: threading.Event, url: str, model: str, rate: float, tokens: int, streamed: float
+    load: Load,
+    stop: threading.Event,
+    url: str,
+    model: str,
+    rate: float,
+    tokens: int,
+    streamed: float,
+    reconnect: Reconnect,
 ) -> None:
     """The open loop itself: the next request never waits for the last answer."""
     begin, tasks = time.monotonic(), set[asyncio.Task[Outcome]]()
     async with connector() as session:
         while not stop.is_set():
             kind = stream if (load.sent * 7919) % 100 < streamed * 100 else unary
-            task = asyncio.create_task(kept(load, kind(session, url, model, tokens)))
+            ask = partial(kind, session, url, model, tokens)
+            task = asyncio.create_task(kept(load, persistent(ask, reconnect)))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
             load.sent += 1

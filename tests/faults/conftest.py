@@ -1,0 +1,50 @@
+"""A cluster of three nodes to break, beside any other on this machine, with the chart installed once.
+
+One that was up before stays up: it makes writing a test fast. The one these tests start is taken away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from e2e.bed import RELEASE, ROOT, Bed, run, tool
+from e2e.figures import Figures
+from faults.ground import Ground
+
+NAMESPACE = "llmfleet-faults"
+
+
+@pytest.fixture(scope="session")
+def ground() -> Iterator[Ground]:
+    """A running cluster of our own."""
+    found = Ground("faults")
+    was_up = found.status()["exists"]
+    found.up()
+    lines = run([ROOT / "ci/images/build", "llmfleet", "sim"]).splitlines()
+    found.load([line.split(" ", 1)[1] for line in lines])
+    yield found
+    if not was_up:
+        found.down()
+
+
+@pytest.fixture(scope="session")
+def bed(ground: Ground) -> Iterator[Bed]:
+    """The chart installed, without the dev profile's model and without Redis."""
+    helm = [tool("helm"), f"--kubeconfig={ground.kubeconfig}", "--namespace", NAMESPACE]
+    values = ["--values", "values/dev.yaml", "--set", "fleet.models=null", "--set", "fleet.redis.enabled=false"]
+    run([*helm, "upgrade", RELEASE, "charts/llmfleet", "--install", "--create-namespace", *values, "--wait"])
+    yield Bed(ground.kubeconfig, NAMESPACE)
+    run([*helm, "uninstall", RELEASE, "--wait", "--timeout", "3m"])
+    kubectl = [tool("kubectl"), f"--kubeconfig={ground.kubeconfig}"]
+    run([*kubectl, "delete", "namespace", NAMESPACE, "--wait", "--timeout", "120s"])
+
+
+@pytest.fixture(scope="session")
+def figures() -> Iterator[Figures]:
+    """Measured figures of this run, printed and kept for the documentation."""
+    kept = Figures(Path(ROOT / "build/figures/faults.json"))
+    yield kept
+    kept.write()

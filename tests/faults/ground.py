@@ -1,0 +1,91 @@
+"""A cluster to break: end its control plane, or one process inside one pod, by id.
+
+In: the name of a cluster this project started. Out: what was ended. A process of a pod is found by the pod's UID in its
+control group, so that nothing else can be hit; `kill` in a container could not do it, as its PID 1 takes no SIGKILL
+from inside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from e2e.bed import ROOT, run
+
+CLUSTER = ROOT / "ci/cluster/cluster"
+CONTROL_PLANE = ("kube-controller-manager", "kube-scheduler", "kube-apiserver", "etcd")
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A running cluster of our own."""
+
+    name: str
+
+    @property
+    def kubeconfig(self) -> Path:
+        """Where its kubeconfig is."""
+        return Path(run([CLUSTER, "kubeconfig", "--name", self.name]).strip())
+
+    def status(self) -> dict[str, Any]:
+        """What it says of itself, healthy or not."""
+        done = subprocess.run([CLUSTER, "status", "--json", "--name", self.name], capture_output=True, check=False)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def up(self) -> None:
+        """Start it, or what of it has ended."""
+        run([CLUSTER, "up", "--nodes", "3", "--name", self.name])
+
+    def down(self) -> None:
+        """Take it away."""
+        run([CLUSTER, "down", "--name", self.name])
+
+    def load(self, archives: Sequence[str]) -> None:
+        """Put images on its nodes."""
+        run([CLUSTER, "load", *archives, "--name", self.name])
+
+    @contextmanager
+    def without(self, *components: str) -> Iterator[None]:
+        """Kill components; they are back when the block ends."""
+        pids = {part["name"]: part["pid"] for part in self.status()["components"]}
+        for component in components:
+            os.kill(pids[component], signal.SIGKILL)
+        try:
+            yield
+        finally:
+            self.up()
+
+
+def processes_of(pod_uid: str, word: str) -> list[int]:
+    """Ids of the processes of one pod that were started with a word."""
+    marks = (pod_uid.encode(), pod_uid.replace("-", "_").encode())
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            with suppress(OSError):
+                ours = any(mark in (folder / "cgroup").read_bytes() for mark in marks)
+                if ours and word.encode() in (folder / "cmdline").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+    return sorted(found)
+
+
+def kill_in(pod_uid: str, word: str) -> float:
+    """SIGKILL the process of a pod that was started with a word; nothing is finished, nothing is said.
+
+    Returns the moment (Unix time, seconds): looking for the process takes longer than killing it.
+    """
+    pids = processes_of(pod_uid, word)
+    assert pids, f"no process of pod {pod_uid} was started with {word!r}"
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return time.time()
