@@ -82,3 +82,60 @@ def test_every_error_has_the_four_keys_of_the_openai_shape(dialect):
 def test_an_engines_own_status_is_used_only_if_it_is_one():
     for code, status in ((400, 400), (503, 503), ("x", 500), (None, 500), (True, 500), (200, 500), (999, 500)):
         assert errors.engine_status({"code": code}) == status
+
+
+PLAIN_VALUES = st.one_of(
+    st.sampled_from([None, True, False, 0, 1, 7, -1, 2**40, 1.5, "", "m", "x", "2", [], {}, ["x"], [1], [{}]]),
+    st.sampled_from(
+        [
+            *({"include_usage": True}, {"include_usage": False}, {"include_usage": 1}, {"other": 1}),
+            *([{"role": "user", "content": "hi"}], [{"role": "user", "content": ["hi"]}], [{"content": "hi"}]),
+            [{"role": "user", "content": "hi", "name": "n"}],
+        ]
+    ),
+)
+FIELDS = sorted({*ALLOWED_FIELDS, *OWNED_FIELDS, "chat_template", "nobody's"})
+LIKELY = [
+    "model",
+    "messages",
+    "prompt",
+    "input",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "max_completion_tokens",
+    "n",
+]
+
+
+def verdict(admit, *args):
+    try:
+        return admit(*args)
+    except Refusal as refusal:
+        return (refusal.status, refusal.code, refusal.message, refusal.param)
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(
+    route=st.sampled_from(list(policy.ENGINE_ROUTES.values())),
+    fields=st.dictionaries(st.sampled_from(LIKELY) | st.sampled_from(FIELDS), PLAIN_VALUES, max_size=6),
+    model=st.sampled_from(["m", "m", "m", "", None]),
+    ours=st.sampled_from([b"", b',"cache_salt":"c"']),
+)
+def test_a_plain_request_is_admitted_as_a_closer_look_would_admit_it(route, fields, model, ours):
+    document = fields if model is None else fields | {"model": model}
+    raw = orjson.dumps(document)
+    plain = policy.admit_plain(route, raw, document, DEFAULTS.limits, ours)
+    if plain is not None:
+        assert plain == verdict(policy.admit_closely, route, raw, document, DEFAULTS, ours)
+
+
+def test_what_most_clients_send_needs_no_closer_look():
+    talk = [{"role": "user", "content": "hi"}]
+    for route, body in (
+        (CHAT, {"model": "m", "messages": talk, "max_tokens": 9, "temperature": 0.7}),
+        (CHAT, {"model": "m", "messages": talk, "stream": True, "stream_options": {"include_usage": True}}),
+        (CHAT, {"model": "m", "messages": talk, "max_completion_tokens": 9, "top_p": 1, "user": "u"}),
+        (COMPLETIONS, {"model": "m", "prompt": "hi", "max_tokens": 9, "stream": False, "stop": "x"}),
+    ):
+        assert policy.admit_plain(route, orjson.dumps(body), body, DEFAULTS.limits, b"") is not None, body

@@ -50,7 +50,7 @@ REFUSED_FIELDS: Final = frozenset(
 )
 
 Unknown = Literal["drop", "refuse"]
-_ASK_FOR_USAGE: Final = b',"stream_options":{"include_usage":true}'
+ASK_FOR_USAGE: Final = b',"stream_options":{"include_usage":true}'
 
 
 def prepare(
@@ -68,7 +68,7 @@ def prepare(
     if asks_usage:
         options = document.get("stream_options")
         if options is None and "stream_options" not in document:
-            ours, drops = ours + _ASK_FOR_USAGE, True
+            ours, drops = ours + ASK_FOR_USAGE, True
         elif not _wants_usage(options):
             document = document | {"stream_options": _with_usage(options)}
             clean, drops = False, True
@@ -79,7 +79,7 @@ def prepare(
 
 def splice(raw: bytes, members: bytes) -> bytes:
     """Put members before the final brace; in a JSON object with a member only blanks can follow that brace."""
-    return b"%b%b}" % (raw[: raw.rindex(b"}")], members)
+    return raw[: raw.rindex(b"}")] + members + b"}"
 
 
 def kept(document: dict[str, Any], unknown: Unknown) -> dict[str, Any]:

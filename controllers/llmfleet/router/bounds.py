@@ -181,6 +181,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any, Limits], None]]] = {
     "tools": _tools,
     "top_logprobs": _logprobs,
 }
+CHECKED_FIELDS: Final = frozenset({*_CHECKS, *_MEDIA_FIELDS})  # of any other field the value does not matter here
 
 
 # ---- media ----
@@ -190,11 +191,11 @@ def _check_media(document: dict[str, Any], limits: Limits, urls: MediaUrls) -> N
     """Count media parts and their bytes, and keep engines from being sent to addresses."""
     for field in _MEDIA_FIELDS:
         items = document.get(field)
-        if type(items) is list and not _texts(items):
+        if type(items) is list and not texts(items):
             _check_parts(field, items, limits, urls)
 
 
-def _texts(items: list[Any]) -> bool:
+def texts(items: list[Any]) -> bool:
     """Whether a list is messages of text and nothing else, as most are."""
     for item in items:
         if type(item) is not dict or len(item) != 2 or "role" not in item or type(item.get("content")) is not str:

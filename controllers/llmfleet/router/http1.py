@@ -58,6 +58,16 @@ _API_KEY: Final = len("x-api-key")
 _CREDENTIALS: Final = ("authorization", "x-api-key")
 _HOST_BYTES: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~%!$&'()*+,;=:[]"
 _LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[^\r]*", re.IGNORECASE)
+# Heads that llhttp has read once need not be read again: see `_Known`.
+_LENGTH_NAMES: Final = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
+_ANSWER_LENGTH: Final = b"\r\ncontent-length: "  # as uvicorn writes it
+_MAX_DIGITS: Final = 15
+_MAX_MISSES: Final = 4  # of a client whose heads differ each time, before they are no longer compared
+_MAX_KNOWN: Final = 256
+_MAX_KNOWN_HEAD: Final = 1024
+_CHUNKED_FIELD: Final = b"\r\ntransfer-encoding: chunked\r\n"
+_MAX_CHUNK_LINE: Final = 10
+_MAX_LOOSE_CHUNKS: Final = 4  # of one piece; llhttp is quicker with more
 
 
 class BadMessage(Exception):
@@ -72,13 +82,44 @@ class _Surplus(Exception):
     """Raised inside the parser when a second message begins: it stops there."""
 
 
+class _Known:
+    """A request's head that llhttp and the rules here have accepted: all of it but the digits of its length.
+
+    Nothing but these digits can differ in a head with the same text, and they only say how long the body is.
+    """
+
+    __slots__ = ("after", "hash", "parts", "start", "text")
+
+    def __init__(self, text: bytes, start: int, parts: tuple[bytes, bytes, bytes, bytes, tuple[bytes, ...]]) -> None:
+        self.text, self.start, self.parts = text, start, parts
+        self.after = len(text) - start
+        self.hash = hash(text)
+
+
+def _known(reader: RequestReader) -> _Known | None:
+    """Take the digits of its length out of a head, if it is one that can be known again."""
+    head = reader.head
+    for name in _LENGTH_NAMES:
+        start = head.find(name) + len(name)
+        if start >= len(name):
+            stop = head.find(b"\r", start)
+            digits = head[start:stop]
+            if len(digits) <= _MAX_DIGITS and digits.isdigit() and int(digits) == reader.length:
+                parts = (reader.method, reader.target, reader.version, reader.fields, reader.credentials)
+                return _Known(head[:start] + head[stop:] + b"\r\n", start, parts)
+    return None
+
+
 class RequestReader:
     """Reads one request after another from one client connection."""
 
     __slots__ = (
+        "_known",
+        "_left",
         "_max_body",
         "_max_head",
         "_max_headers",
+        "_misses",
         "_parser",
         "_pattern",
         "_raw",
@@ -93,6 +134,7 @@ class RequestReader:
         "length",
         "method",
         "on_body",
+        "repeats",
         "surplus",
         "target",
         "version",
@@ -102,6 +144,8 @@ class RequestReader:
     def __init__(self, *, pattern: re.Pattern[bytes], max_head: int, max_headers: int, max_body: int) -> None:
         self._pattern = pattern
         self._max_head, self._max_headers, self._max_body = max_head, max_headers, max_body
+        self._known: _Known | None = None  # the last request's head
+        self._misses = 0
         self._start()
 
     def _start(self) -> None:
@@ -116,16 +160,17 @@ class RequestReader:
 
     def next(self) -> None:
         """Forget the request that was read; the next one starts with the next byte."""
-        self._raw = self.head = self.fields = self.method = self.target = b""
+        self._raw = self.head = self.fields = self.method = self.target = self.version = b""
         self.credentials: tuple[bytes, ...] = ()  # as of an Authorization field, if the pattern looks for them
-        self.length = -1
+        self.length = self._left = -1
         self.wire = 0
-        self.complete = self.surplus = self.expects_continue = False
+        self.complete = self.surplus = self.expects_continue = self.repeats = False
         self.body.clear()
 
     def close(self) -> None:
         """Break the reference cycle with the parser."""
-        self._parser = None
+        self._parser = self._known = None
+        self._left = -1
 
     @property
     def started(self) -> bool:
@@ -150,7 +195,12 @@ class RequestReader:
         """Read more; afterwards `complete` says whether the request is whole, `head` whether its head is."""
         in_head = not self.head
         if in_head:
+            if self._known is not None and not self._raw and self._again(self._known, data):
+                return
             self._raw = self._raw + data if self._raw else data.lstrip(b"\r\n")
+        elif self._left >= 0:
+            self._more(data)
+            return
         self.wire += len(data)
         parser = self._parser
         if parser is None:
@@ -163,11 +213,68 @@ class RequestReader:
             self._doubt(error)
         if in_head:
             self._take_head()
+            if self.complete and self._misses < _MAX_MISSES:
+                self._remember()
         if self.head:
             if self.length < 0:
                 self._check_growth()
             elif len(self.body) > MAX_PIECES:
                 self._fold()
+
+    def _remember(self) -> None:
+        """Keep a head that the next request of this connection may have again, but for its length."""
+        self._misses += 1
+        self._known = None
+        if self.length >= 0 and self.keep_alive and not self.surplus and self.version == b"HTTP/1.1":
+            self._known = _known(self)
+
+    def _again(self, known: _Known, data: bytes) -> bool:
+        """Read a request whose head is the last one's but for its length: llhttp would find the same in it.
+
+        Hashes are compared first, so that no time taken tells how much of a guessed credential is right.
+        """
+        start = known.start
+        stop = data.find(b"\r", start, start + _MAX_DIGITS + 1)
+        digits = data[start:stop]
+        end = stop + known.after
+        if stop < 0 or end > len(data) or end > self._max_head or not digits.isdigit():
+            return False
+        text = data[:start] + data[stop:end]
+        if hash(text) != known.hash or text != known.text:
+            return False
+        length = int(digits)
+        if length > self._max_body or len(data) > end + length:
+            return False
+        self.head = data[: end - 2]
+        self.length = length
+        self.method, self.target, self.version, self.fields, self.credentials = known.parts
+        self.keep_alive = self.repeats = True
+        self._misses = 0
+        self.wire = len(data) - end
+        if self.wire == length:
+            self.complete = True
+            if length:
+                self.body.append(data[end:])
+        else:
+            self._left = length - self.wire
+            if self.wire:
+                self.body.append(data[end:])
+        return True
+
+    def _more(self, data: bytes) -> None:
+        """Read more of a body whose head was read without llhttp; what follows it is not part of the request."""
+        self.wire += len(data)
+        left = self._left
+        if len(data) < left:
+            self._left = left - len(data)
+            self.body.append(data)
+            if len(self.body) > MAX_PIECES:
+                self._fold()
+            return
+        self.complete, self._left = True, -1
+        self.body.append(data[:left])
+        if data[left:].strip(b"\r\n"):
+            self.surplus = True
 
     def _doubt(self, error: httptools.HttpParserError) -> None:
         """What follows a whole request is not part of it; anything else that llhttp refuses is not a request."""
@@ -285,10 +392,32 @@ class RequestReader:
         self.keep_alive = cast(httptools.HttpRequestParser, self._parser).should_keep_alive()
 
 
+# Heads of answers by all but the digits of their length: whether they are sized, of a stream, with hop-by-hop fields.
+_ANSWERS: Final[dict[bytes, tuple[bool, bool, bool]]] = {}
+
+
+def _answer_text(data: bytes) -> tuple[bytes, int, int] | None:
+    """Return a head without the digits of its length, the length or -1, and where the body begins."""
+    end = data.find(b"\r\n\r\n") + 4
+    if end < 4:
+        return None
+    start = data.find(_ANSWER_LENGTH, 0, end)
+    if start < 0:
+        return data[:end], -1, end
+    start += len(_ANSWER_LENGTH)
+    stop = data.find(b"\r", start)
+    digits = data[start:stop]
+    if len(digits) > _MAX_DIGITS or not digits.isdigit():
+        return None
+    return data[:start] + data[stop:end], int(digits), end
+
+
 class ResponseReader:
     """Reads one answer after another from one engine connection; interim (1xx) answers are dropped."""
 
     __slots__ = (
+        "_left",
+        "_loose",
         "_max_head",
         "_parser",
         "_raw",
@@ -319,8 +448,9 @@ class ResponseReader:
 
     def next(self) -> None:
         """Forget the answer that was read."""
-        self._raw = self.head = b""
+        self._raw = self.head = self._loose = b""
         self.headed = self.complete = self.surplus = False
+        self._left = -1
         self.body.clear()
 
     def close(self) -> None:
@@ -332,6 +462,17 @@ class ResponseReader:
         parser = self._parser
         if parser is None:
             raise BadMessage("the connection is closed")
+        if self._left >= 0:
+            self._more(data)
+            return
+        first = not self.head and not self._raw
+        if first and self._again(data):
+            return
+        if self._loose:
+            if self._chunks(data):
+                return
+            parser.feed_data(self._loose)  # it has not seen this head, and not the whole chunks that followed
+            self._loose = b""
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -342,8 +483,91 @@ class ResponseReader:
             self._raw = self._raw + data if self._raw else data
             if self.headed:
                 self._take_head()
+                if first:
+                    self._remember(data)
             elif len(self._raw) > self._max_head:
                 raise BadMessage("the answer's head is too long", 502)
+
+    def _remember(self, data: bytes) -> None:
+        """Keep what this head says: heads of answers are few, and mostly the same but for their length."""
+        head = self.head
+        if self.status != 200 or not data.startswith(head) or not head.startswith(b"HTTP/1.1 "):
+            return
+        if len(head) > _MAX_KNOWN_HEAD or _CONNECTION.search(head) is not None:
+            return
+        found = _answer_text(data)
+        if found is None or self.sized != (found[1] >= 0) or (not self.sized and _CHUNKED_FIELD not in head):
+            return
+        if len(_ANSWERS) >= _MAX_KNOWN:
+            _ANSWERS.clear()
+        _ANSWERS[found[0]] = (self.sized, self.events, self.hops)
+
+    def _again(self, data: bytes) -> bool:
+        """Read an answer that begins with a known head: llhttp would find the same in it."""
+        found = _answer_text(data)
+        if found is None:
+            return False
+        text, length, end = found
+        traits = _ANSWERS.get(text)
+        if traits is None:
+            return False
+        body = data[end:]
+        if length < 0:
+            if body and not self._chunks(body):
+                return False
+            self._loose = text
+        elif len(body) < length:
+            self._left = length - len(body)
+            if body:
+                self.body.append(body)
+        elif len(body) > length:
+            return False
+        else:
+            self.complete = self.keep_alive = True
+            if body:
+                self.body.append(body)
+        self.head = data[: end - 2]
+        self.status, self.headed = 200, True
+        self.sized, self.events, self.hops = traits
+        return True
+
+    def _more(self, data: bytes) -> None:
+        """Read more of an answer of a known length."""
+        left = self._left
+        if len(data) < left:
+            self._left = left - len(data)
+            self.body.append(data)
+            return
+        self.complete = self.keep_alive = True
+        self._left = -1
+        self.body.append(data[:left])
+        if data[left:].strip(b"\r\n"):
+            self.surplus = True
+
+    def _chunks(self, data: bytes) -> bool:
+        """Read a piece that is one or a few whole chunks, or leave all of it to llhttp."""
+        found: list[bytes] = []
+        start, size = 0, len(data)
+        while start < size:
+            line = data.find(b"\r\n", start, start + _MAX_CHUNK_LINE)
+            digits = data[start:line]
+            if line < 0 or not digits.isalnum() or len(found) == _MAX_LOOSE_CHUNKS:
+                return False
+            try:
+                end = line + 2 + int(digits, 16)
+            except ValueError:
+                return False
+            if data[end : end + 2] != b"\r\n":
+                return False
+            start = end + 2
+            if end == line + 2:
+                if start != size:
+                    return False
+                self.complete = self.keep_alive = True
+            else:
+                found.append(data[line + 2 : end])
+        self.body += found
+        return True
 
     def take_body(self) -> bytes:
         """Hand over the body bytes read since the last call."""
