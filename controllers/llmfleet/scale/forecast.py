@@ -9,6 +9,7 @@ into the looks that miss. It never extrapolates a trend.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from dataclasses import dataclass, replace
 from typing import Final
@@ -25,7 +26,11 @@ MOST_EXCESS: Final = 4.0
 """One freak burst must not hold a fleet at its maximum for a day."""
 SMALL: Final = 0.5
 """Instances: below this load a peak is measured by it, or the first request after a pause would be an infinite one."""
-ETA: Final = 0.02
+ETA: Final = 0.003
+AIM: Final = 0.8
+"""Of the budget: the fleet is sized for a little less than it may miss."""
+MOST_MISSED: Final = 300.0
+"""Budgets that one look can use up: an outage must not fill the memory."""
 ALPHA_LOW: Final = 0.5
 ALPHA_HIGH: Final = 0.999
 MOST_WEIGHT: Final = 5.0
@@ -98,10 +103,17 @@ def judge(memory: Memory, due: Pending, keep: float) -> Memory:
     return replace(memory, pending=memory.pending[1:], ratios=tuple(ratios), ranked=tuple(ranked))
 
 
-def adapt(memory: Memory, *, missed: bool, budget: float) -> Memory:
-    """Move the quantile: up by a miss, down a little by every look without one, both by the requests in it."""
+def adapt(memory: Memory, *, missed: float, budget: float) -> Memory:
+    """Move the quantile: up by what missed, down a little by every look, both by the requests in it.
+
+    Odds are moved and not the quantile itself, and misses are measured by the budget, so that a budget ten times
+    smaller is as quickly found. In the long run misses come as often as the budget allows, whatever the traffic,
+    while the quantile is between its bounds.
+    """
     weight = request_weight(memory.points)
-    alpha = memory.alpha + ETA * weight * (float(missed) - budget)
+    odds = math.log(memory.alpha / (1 - memory.alpha))
+    odds += ETA * weight * (min(missed / (AIM * budget), MOST_MISSED) - 1)
+    alpha = 1 / (1 + math.exp(-odds))
     return replace(memory, alpha=min(ALPHA_HIGH, max(ALPHA_LOW, alpha)))
 
 

@@ -23,6 +23,9 @@ from llmfleet.scale.work import SHORTEST, Rates, rates_between, refused_between,
 NOMINAL_PROMPT: Final = 1000.0
 NOMINAL_OUTPUT: Final = 200.0
 """What a request is taken for before any was seen to end."""
+BYTES_PER_TOKEN: Final = 4.0
+MOST_LONGER: Final = 8.0
+"""A body may be long for other reasons than text, an image for one."""
 GAP_SECONDS: Final = 120.0
 """Looks further apart than this do not make one window."""
 
@@ -89,7 +92,7 @@ def look(
         problem=problem,
         age=max((now - one.at for one in memory.engines.values()), default=0.0),
         load=load,
-        backlog=request * (queued + rates.waiting),
+        backlog=request * (queued + rates.waiting) + longer(memory, rates, able, request),
         waiting=rates.waiting,
         queued=queued,
         demand=demand,
@@ -168,6 +171,18 @@ def mean_work(memory: Memory, rates: Rates, capacity: Capacity, role: Role) -> f
         return recent.work(capacity.steps, role) / recent.finished
     steps = capacity.steps
     return steps.c * NOMINAL_PROMPT if role is Role.PREFILL else steps.work(NOMINAL_PROMPT, NOMINAL_OUTPUT)
+
+
+def longer(memory: Memory, rates: Rates, capacity: Capacity, request: float) -> float:
+    """Work of what waits in routers beyond that of as many usual requests: their bodies are known to be longer."""
+    recent = lately(memory, rates)
+    waiting = [one for one in memory.routers.values() if one.queued > 0]
+    if recent.finished <= 0 or recent.prompts <= 0 or not waiting:
+        return 0.0
+    requests, size = sum(one.queued for one in waiting), sum(one.queued_bytes for one in waiting)
+    computed = size / BYTES_PER_TOKEN * min(recent.prefill / recent.prompts, 1.0)
+    usual = requests * recent.prefill / recent.finished
+    return min(capacity.steps.c * max(computed - usual, 0.0), (MOST_LONGER - 1) * requests * request)
 
 
 def shape_of(memory: Memory, rates: Rates, load: float, request: float) -> Shape:

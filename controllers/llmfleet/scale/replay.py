@@ -21,6 +21,7 @@ from llmfleet.scale.fleet import Fleet, seconds_of
 from llmfleet.scale.forecast import adapt, forecast
 from llmfleet.scale.look import View, look
 from llmfleet.scale.memory import Memory, begin, restored
+from llmfleet.scale.misses import missed_share
 from llmfleet.scale.propose import lead_of, propose
 from llmfleet.scale.signals import Observation
 
@@ -82,7 +83,7 @@ def step_role(
         keep=float(spec.work_budget.forecast.lookback_seconds),
     )
     if view.evidence.whole and fleet.ready:
-        missed = view.load > fleet.ready * view.capacity.rho
+        missed = missed_share(view, spec.work_budget.slo, fleet.ready)
         memory = adapt(memory, missed=missed, budget=float(spec.work_budget.slo.error_budget))
     proposal = propose(spec, rules.metrics, fleet, memory, view)
     decision, memory = decide(spec, rules, fleet, proposal, memory, view)

@@ -46,9 +46,10 @@ PROMPTS: Final = (PROMPT_BY_SOURCE, PROMPT)
 """Nor is one without either of these: to take prompts for none would make a busy fleet look idle."""
 
 QUEUED: Final = "llmfleet_queue_requests"
+QUEUED_BYTES: Final = "llmfleet_queue_prompt_bytes"
 REFUSALS: Final = "llmfleet_router_refusals_total"
 IN_FLIGHT: Final = "llmfleet_router_in_flight_requests"
-ROUTER_NAMES: Final = frozenset({QUEUED, REFUSALS, IN_FLIGHT})
+ROUTER_NAMES: Final = frozenset({QUEUED, QUEUED_BYTES, REFUSALS, IN_FLIGHT})
 WANT_OF_CAPACITY: Final = frozenset({"server_is_overloaded", "no_endpoint"})
 """The router's own words for a request that found no room; any other refusal is no load."""
 
@@ -105,6 +106,7 @@ def build_engine(samples: Iterable[Sample], instance: str, at: float) -> EngineR
         instance=instance,
         at=at,
         prefill=local if local is not None else max(sums.get(PROMPT, 0.0) - sums.get(CACHE_HITS, 0.0), 0.0),
+        prompts=sums.get(PROMPT, sums.get(PROMPT_BY_SOURCE, 0.0)),
         generated=sums[GENERATED] - sums.get(ACCEPTED, 0.0),
         steps=sums.get(STEPS, 0.0),
         finished=sums.get(FINISHED, 0.0),
@@ -147,15 +149,19 @@ def router_from_text(text: str, router: str, models: frozenset[str], at: float) 
 
 def build_router(samples: Iterable[Sample], router: str, models: frozenset[str], at: float) -> RouterReading | None:
     """Add up what one router says of some models; None when a figure cannot be true."""
-    queued = refused = in_flight = 0.0
+    queued = waiting_bytes = refused = in_flight = 0.0
     for name, labels, value in samples:
         if labels.get("model") not in models:
             continue
         if name == QUEUED:
             queued += value
+        elif name == QUEUED_BYTES:
+            waiting_bytes += value
         elif name == REFUSALS and labels.get("reason") in WANT_OF_CAPACITY:
             refused += value
         elif name == IN_FLIGHT:
             in_flight += value
-    reading = RouterReading(router=router, at=at, queued=queued, refused=refused, in_flight=in_flight)
+    reading = RouterReading(
+        router=router, at=at, queued=queued, queued_bytes=waiting_bytes, refused=refused, in_flight=in_flight
+    )
     return reading if is_plausible(reading) else None

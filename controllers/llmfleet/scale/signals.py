@@ -34,6 +34,8 @@ class EngineReading:
     at: float
     prefill: float = 0.0
     """Prompt tokens that were computed here, not taken from a cache nor received."""
+    prompts: float = 0.0
+    """Prompt tokens, wherever they came from."""
     generated: float = 0.0
     """Steps of requests: output tokens, less those a draft model gave away."""
     steps: float = 0.0
@@ -55,6 +57,8 @@ class RouterReading:
     at: float
     queued: float = 0.0
     """Requests it holds because no engine has a free slot."""
+    queued_bytes: float = 0.0
+    """Bytes of their bodies: nobody has counted their tokens yet."""
     refused: float = 0.0
     """Requests it turned away for want of capacity, since its start."""
     in_flight: float = 0.0
@@ -103,10 +107,11 @@ def plausible(*values: float) -> bool:
 def is_plausible(reading: EngineReading | RouterReading) -> bool:
     """Whether every figure of a reading could be true."""
     if isinstance(reading, RouterReading):
-        return plausible(reading.queued, reading.refused, reading.in_flight)
+        return plausible(reading.queued, reading.queued_bytes, reading.refused, reading.in_flight)
     counts = [count for buckets in reading.buckets.values() for _, count in buckets]
     return reading.kv_usage <= 1.5 and plausible(
         reading.prefill,
+        reading.prompts,
         reading.generated,
         reading.steps,
         reading.finished,

@@ -26,6 +26,8 @@ class Rates:
 
     at: float
     prefill: float = 0.0
+    prompts: float = 0.0
+    """Prompt tokens, those from a cache included."""
     generated: float = 0.0
     attended: float = 0.0
     """Context tokens read by attention."""
@@ -64,6 +66,7 @@ def rates_between(before: EngineReading, after: EngineReading) -> Rates | None:
     return Rates(
         at=after.at,
         prefill=grown(before.prefill, after.prefill) / seconds,
+        prompts=grown(before.prompts, after.prompts) / seconds,
         generated=grown(before.generated, after.generated) / seconds,
         attended=steps * usage * after.kv_tokens,
         steps=steps,
@@ -96,6 +99,7 @@ def total(rates: Iterable[Rates], at: float) -> Rates:
     return Rates(
         at=at,
         prefill=sum(one.prefill for one in found),
+        prompts=sum(one.prompts for one in found),
         generated=sum(one.generated for one in found),
         attended=sum(one.attended for one in found),
         steps=sum(one.steps for one in found),

@@ -13,7 +13,7 @@ from crds.refused_autoscalers import metric, metrics
 from llmfleet.api.reasons import DecisionReason as Why
 from llmfleet.api.types import Role
 from llmfleet.scale.replay import step
-from llmfleet.scale.signals import Observation
+from llmfleet.scale.signals import EngineReading, Observation, RouterReading
 from unit.scale.builders import TICK, Toy, capacities_of, fleet_of, spec_of, toy
 
 # An instance carries a load of 0.8 (a 10 ms, TPOT 50 ms); the first headroom is x1.4.
@@ -209,6 +209,33 @@ def test_a_schedule_is_a_floor_while_its_window_is_open() -> None:
     assert (decision.instances, decision.reason) == (5, Why.SCHEDULE_FLOOR)
     bed.now = datetime(2026, 7, 1, 14, 30, tzinfo=UTC).timestamp()
     assert bed.run(0.1, 3).reason is Why.AT_MINIMUM
+
+
+@pytest.mark.parametrize(
+    ("size", "cached", "seconds"),
+    [
+        # As long as usual, or shorter: a usual request's work each.
+        (4_000.0, 0.0, 5.0),
+        (100.0, 0.0, 5.0),
+        # Four times as long.
+        (16_000.0, 0.0, 20.0),
+        # The same, and three quarters of every prompt come from a cache.
+        (16_000.0, 0.75, 5.0),
+        # An image is no text.
+        (4_000_000.0, 0.0, 40.0),
+    ],
+)
+def test_what_waits_in_routers_is_charged_by_its_length(size: float, cached: float, seconds: float) -> None:
+    bed = toy()
+    for number in range(8):
+        # A request of 1,000 computed prompt tokens costs a second.
+        at, tokens = bed.now + TICK, 1000.0 * number
+        one = EngineReading(instance="", at=at, prefill=tokens, prompts=tokens / (1 - cached), finished=number)
+        engines = tuple(replace(one, instance=name) for name in bed.fleet.serving)
+        router = RouterReading(router="r", at=at, queued=5.0, queued_bytes=5 * size)
+        seen = Observation(engines=engines, routers=(router,), serving=bed.fleet.serving, routers_expected=1)
+        found = bed.tick(0.0, observation=seen)
+    assert found.views[Role.BOTH].backlog == pytest.approx(seconds)
 
 
 def test_external_follows_what_is_written_within_the_bounds() -> None:

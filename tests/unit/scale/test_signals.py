@@ -39,6 +39,7 @@ def test_a_page_becomes_a_reading() -> None:
         instance="a",
         at=7.0,
         prefill=1000.0,
+        prompts=9000.0,
         generated=400.0,
         steps=250.0,
         finished=10.0,
@@ -81,13 +82,15 @@ def test_a_page_that_is_no_engines_is_no_reading(text: str) -> None:
 def test_a_routers_figures_are_those_of_the_models_asked_for() -> None:
     text = """llmfleet_queue_requests{model="m"} 4.0
 llmfleet_queue_requests{model="other"} 9.0
+llmfleet_queue_prompt_bytes{model="m"} 5000.0
 llmfleet_router_refusals_total{model="m",reason="server_is_overloaded"} 3.0
 llmfleet_router_refusals_total{model="m",reason="invalid_json"} 50.0
 llmfleet_router_in_flight_requests{model="m"} 2.0
 """
     reading = router_from_text(text, "r", frozenset({"m"}), 1.0)
     assert reading is not None
-    assert (reading.queued, reading.refused, reading.in_flight) == (4.0, 3.0, 2.0)
+    assert (reading.queued, reading.queued_bytes) == (4.0, 5000.0)
+    assert (reading.refused, reading.in_flight) == (3.0, 2.0)
 
 
 def test_a_counter_that_went_down_began_again() -> None:
