@@ -23,6 +23,7 @@ ROLES: Final[dict[str, tuple[str, str]]] = {
     "simulate": ("llmfleet.simulate.main:command", "Replay a trace and compare policies that size a fleet."),
     "plan": ("llmfleet.sizing.main:command", "Say how many GPUs a model and a workload need, and how to cut them."),
     "explain": ("llmfleet.explain.main:command", "Say why a fleet has its size, and what would change it."),
+    "doctor": ("llmfleet.doctor.main:command", "Find what is wrong with an install, and how to mend it."),
     "uninstall": ("llmfleet.uninstall.main:command", "Drain and delete the instances of a release before it goes."),
     "apply-crds": ("llmfleet.crds.main:command", "Bring the kinds of serving.ai up to date before an upgrade."),
     "helm-test": ("llmfleet.helmtest.main:command", "Check a running release from inside the cluster."),

@@ -1,0 +1,1 @@
+"""A live table of fleets and engines; behind `llmfleet top`."""
