@@ -140,7 +140,7 @@ def test_the_choices_of_the_ttft_objective_are_bounds_of_the_routers_histogram()
 
 @pytest.mark.helm
 def test_the_chart_ships_each_page_as_it_is() -> None:
-    objects = render(values={"podMonitor": {"enabled": False}}, chart="llmfleet-monitoring")
+    objects = render(chart="llmfleet-monitoring", apis=["monitoring.coreos.com/v1"])
     maps = [one for one in of_kind(objects, "ConfigMap") if "grafana_dashboard" in one["metadata"]["labels"]]
     shipped = {name: json.loads(text) for one in maps for name, text in one["data"].items()}
     assert shipped == {f"{uid}.json": page for uid, page in PAGES.items()}

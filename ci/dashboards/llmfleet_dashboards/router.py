@@ -236,8 +236,8 @@ def _jobs() -> Row:
                 "Jobs not over",
                 "Jobs in Redis that wait or run, and those that routers run now.",
                 Unit.COUNT,
-                ask(gauge("llmfleet_queue_jobs", WHERE, how="max"), "not over"),
-                ask(gauge("llmfleet_queue_jobs_running", WHERE), "running"),
+                ask(or_zero(gauge("llmfleet_queue_jobs", WHERE, how="max"), ROUTERS), "not over"),
+                ask(or_zero(gauge("llmfleet_queue_jobs_running", WHERE), ROUTERS), "running"),
             ),
             lines(
                 "Jobs stored and ended",
