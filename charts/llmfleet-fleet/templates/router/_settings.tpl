@@ -9,6 +9,9 @@
 {{- if and $.Values.redis.external.url $.Values.redis.external.username -}}
 {{- $_ := set $redis "username" $.Values.redis.external.username -}}
 {{- end -}}
+{{- if include "llmfleet-fleet.redisCa" $ -}}
+{{- $_ := set $redis "caFile" "/var/run/secrets/redis-ca/ca.crt" -}}
+{{- end -}}
 {{- if $.Values.redis.replicated -}}
 {{- $_ := set $redis "replicated" true -}}
 {{- end -}}
@@ -24,6 +27,11 @@
 {{- else if .Values.redis.enabled -}}
 {{- printf "redis://%s.%s.svc:6379/0" (include "llmfleet-fleet.redisName" .) (include "llmfleet.namespace" .) -}}
 {{- end -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.redisCa: the Secret with the authority of an external Redis; empty: none is given. Takes: the root. */}}
+{{- define "llmfleet-fleet.redisCa" -}}
+{{- if .Values.redis.external.url }}{{ .Values.redis.external.caSecretRef.name }}{{ end -}}
 {{- end }}
 
 {{- /*
