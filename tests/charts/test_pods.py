@@ -246,7 +246,7 @@ def test_extra_objects_are_maps_or_templated_strings() -> None:
     for chart in ("fleet", "controllers", "monitoring"):
         values: Object = {chart: {"extraObjects": [as_map, as_text]}}
         if chart == "monitoring":
-            values["monitoring"] |= {"enabled": True, "podMonitor": {"enabled": False}}
+            values["monitoring"] |= {"enabled": True, "podMonitor": {"enabled": False}, "rules": {"kind": "ConfigMap"}}
         objects = render("dev", values)
         find(objects, "ConfigMap", "demo-map")
         find(objects, "ConfigMap", "demo-text")

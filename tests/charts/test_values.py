@@ -66,11 +66,12 @@ def leaf_keys(values: dict[str, Any]) -> set[str]:
 
 @pytest.mark.parametrize("chart", OWN_CHARTS)
 def test_every_value_is_read_somewhere(chart: str) -> None:
-    files = [*(CHARTS / chart / "templates").rglob("*"), CHARTS / chart / "Chart.yaml"]
+    folders = [CHARTS / chart / "templates", CHARTS / chart / "rules"]
+    files = [*(file for folder in folders for file in folder.rglob("*")), CHARTS / chart / "Chart.yaml"]
     text = "\n".join(file.read_text() for file in files if file.is_file())
     keys = leaf_keys(yaml.safe_load((CHARTS / chart / "values.yaml").read_text()))
     # A group handed over whole: the keys of a resource list and of the monitors' namespace selector.
-    passed_through = {"cpu", "memory", "any"}
+    passed_through = {"cpu", "memory", "any", "grafana_dashboard", "grafana_folder"}
     assert not {key for key in keys - passed_through if key not in text}
 
 
@@ -205,7 +206,7 @@ def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
         ),
         (nested("controllers.enabled", False), "write fleet.operator.release=NAME"),
         (nested("controllers.namespaceOverride", "system"), "write fleet.operator.namespace=system"),
-        (nested("monitoring.enabled", True), "write podMonitor.renderMode=skipIfMissing"),
+        (nested("monitoring.enabled", True), "podMonitor.renderMode=skipIfMissing and rules.renderMode=skipIfMissing"),
     ],
 )
 def test_a_combination_that_cannot_work_is_refused(values: dict[str, Any], message: str) -> None:
@@ -263,7 +264,7 @@ def test_helm_lint_is_clean(chart: str) -> None:
         "llmfleet": "--values=values/dev.yaml",
         "llmfleet-controllers": "--set=global.imageRegistry=localhost",
         "llmfleet-fleet": "--set=global.imageRegistry=localhost,operator.release=llmfleet,operator.namespace=system",
-        "llmfleet-monitoring": "--set=podMonitor.renderMode=alwaysRender",
+        "llmfleet-monitoring": "--set=podMonitor.renderMode=alwaysRender,rules.renderMode=alwaysRender",
     }[chart].replace("values/", f"{ROOT}/values/")
     assert "[WARNING]" not in run(["lint", "--strict", str(CHARTS / chart), values])
 

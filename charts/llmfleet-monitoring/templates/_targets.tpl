@@ -29,3 +29,8 @@ Takes: component.
 - {sourceLabels: [__name__], regex: .+_created, action: drop}
 {{- end }}
 {{- end }}
+
+{{- /* llmfleet-monitoring.missing: what to write where a Prometheus operator's kind is not known. Takes: kind. */}}
+{{- define "llmfleet-monitoring.missing" -}}
+the cluster has no {{ .kind }} kind: install a Prometheus operator first, or write podMonitor.renderMode=skipIfMissing and rules.renderMode=skipIfMissing; for a Prometheus without an operator write podMonitor.enabled=false, scrapeConfig.enabled=true and rules.kind=ConfigMap
+{{- end }}
