@@ -114,6 +114,23 @@ async def test_keys_are_rotated_without_a_restart_and_without_a_moment_when_neit
 
 
 @scenario
+async def test_a_key_that_is_withdrawn_works_no_longer_on_a_connection_that_says_the_same_again_and_again():
+    async with Bed(tenants=TENANTS) as bed:
+        client = await bed.client()
+        statuses = []
+        for keys in ([KEY, NEXT], [NEXT], [NEXT, KEY]):
+            tenants = TENANTS | {"a": TENANTS["a"] | {"keys": [hashed(key) for key in keys]}}
+            loads = bed.router.metrics.keys_loads
+            bed.replace(json.dumps({"tenants": tenants}).encode(), bed.keys)
+            await bed.until(lambda loads=loads: bed.router.metrics.keys_loads > loads)
+            for _ in range(3):
+                await client.send(headers={"Authorization": f"Bearer {KEY}"})
+                statuses.append((await client.answer()).status)
+        assert statuses == [200] * 3 + [401] * 3 + [200] * 3
+        assert {line["tenant"] for line in await bed.access_log(9)} == {"a", ""}
+
+
+@scenario
 async def test_a_secret_is_swapped_as_kubelets_do_it():
     async with Bed(tenants=TENANTS) as bed:
         root = os.path.dirname(bed.keys)

@@ -1,6 +1,7 @@
 """Usage: read wherever an engine tells it, left out for clients that did not ask, estimated when nobody counted."""
 
 import json
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -165,3 +166,48 @@ def test_a_line_is_one_json_object_and_says_which_counts_are_exact():
     assert (told["promptTokens"], told["completionTokens"], told["usage"]) == (12, 5, "exact")
     assert json.loads(usage.line(record._replace(usage=usage.estimate(400, 3)), ""))["usage"] == "estimated"
     assert json.loads(usage.line(record._replace(usage=None, ttft=None), ""))["promptTokens"] is None
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+SECONDS = st.floats(0, 1e5)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    texts=st.tuples(TEXT, TEXT, TEXT, TEXT, TEXT),
+    route=st.binary(max_size=8),
+    numbers=st.tuples(st.integers(100, 599), st.integers(0, 2), SECONDS, SECONDS | st.none(), SECONDS),
+    used=st.none() | st.builds(Usage, st.integers(0, 10**9), st.integers(0, 10**9), st.booleans()),
+)
+def test_a_line_says_what_a_json_library_would_say(texts, route, numbers, used):
+    tenant, model, outcome, reason, instance = texts
+    status, attempts, queued, ttft, took = numbers
+    record = Record(
+        1.5, b"r-1", tenant, model, route, status, outcome, reason, attempts, instance, queued, ttft, took, used
+    )
+    assert json.loads(usage.line(record, "T")) == {
+        "time": "T",
+        "requestId": "r-1",
+        "tenant": tenant,
+        "model": model,
+        "route": route.decode("latin-1"),
+        "status": status,
+        "outcome": outcome,
+        "reason": reason,
+        "attempts": attempts,
+        "llmcluster": instance,
+        "queuedMs": round(queued * 1000),
+        "ttftMs": None if ttft is None else round(ttft * 1000, 1),
+        "durationMs": round(took * 1000, 1),
+        "promptTokens": used.prompt if used else None,
+        "completionTokens": used.completion if used else None,
+        "usage": "none" if used is None else "exact" if used.exact else "estimated",
+    }
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(seconds=st.floats(0, 4e9))
+def test_a_time_is_written_in_utc_to_the_thousandth(seconds):
+    told = datetime.fromisoformat(usage.rfc3339(seconds))
+    assert told.tzinfo is not None and abs(told.timestamp() - seconds) < 0.0011
+    assert len(usage.rfc3339(seconds)) == len("2026-11-21T16:00:00.000Z")

@@ -228,7 +228,14 @@ class Affinity:
         names = b"|".join(re.escape(name.encode()) for name in session_headers) or rb"(?!)"
         self._session = re.compile(rb"\r\n(?:" + names + rb"):[ \t]*([^\r]+)", re.IGNORECASE)
 
-    def keys(self, tenant: str, model: str, dialect: Dialect, document: dict[str, Any], head: bytes) -> list[int]:
+    def session(self, head: bytes) -> bytes | None:
+        """Return the session that a head names."""
+        named = self._session.search(head)
+        return named[1].strip() if named is not None else None
+
+    def keys(
+        self, tenant: str, model: str, dialect: Dialect, document: dict[str, Any], session: bytes | None
+    ) -> list[int]:
         """Return the keys of a request; the session that a client names, by header or in the body, comes last."""
         seed = self._seeds.get((tenant, model))
         if seed is None:
@@ -236,11 +243,10 @@ class Affinity:
                 self._seeds.clear()
             seed = self._seeds[tenant, model] = seed_of(tenant, model)
         keys = prefix_keys(dialect, document, seed, self._block)
-        named = self._session.search(head)
-        if named is not None:
-            keys.append(session_key(seed, named[1].strip()))
-        elif isinstance(session := document.get("prompt_cache_key"), str) and session:
-            keys.append(session_key(seed, session.encode()))
+        if session is not None:
+            keys.append(session_key(seed, session))
+        elif isinstance(named := document.get("prompt_cache_key"), str) and named:
+            keys.append(session_key(seed, named.encode()))
         return keys
 
 

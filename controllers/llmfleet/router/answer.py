@@ -17,7 +17,7 @@ import orjson
 from llmfleet.router import errors, http1, usage
 from llmfleet.router.errors import Code, Refusal
 from llmfleet.router.limits import Settings
-from llmfleet.router.policy import Route
+from llmfleet.router.policy import Admitted, Origin
 from llmfleet.router.sse import EventTooLong, Scanner
 from llmfleet.router.usage import Usage
 
@@ -25,6 +25,11 @@ RETRYABLE: Final = frozenset({500, 503})  # a draining or failing engine; never 
 CHUNKED: Final = b"\r\ntransfer-encoding: chunked"
 # A unary 200 that is in truth a request the engine gave up; quotes inside an answer's text are escaped.
 _ABORTED: Final = re.compile(rb'"finish_reason":\s*"(?:abort|error)"')
+
+
+def _aborted(body: bytes) -> bool:
+    """Whether a unary answer says that the engine gave the request up; most hold neither word."""
+    return (b'"abort"' in body or b'"error"' in body) and _ABORTED.search(body) is not None
 
 
 class Stage(IntEnum):
@@ -119,22 +124,19 @@ class Answer:
     def __init__(
         self,
         router: Surroundings,
-        route: Route,
+        origin: Origin,
+        admitted: Admitted,
         request_id: bytes,
-        choices: int,
-        streams: bool,
         keep_alive: bool,
-        version_10: bool,
-        drops_usage: bool = False,
     ) -> None:
-        self._router, self._route = router, route
+        self._router, self._route = router, origin.route
         self._request_id = request_id  # may be followed by another header line
         self._opened = False  # a 200 of our own went out while the request waited
-        self._drops_usage = drops_usage
+        self._drops_usage = admitted.drops_usage
         self._told: Usage | None = None  # by a unary answer
         self._tail = b""  # of an answer too large to hold: its usage comes last
-        self._choices, self.streams = choices, streams
-        self._keep_alive, self._version_10 = keep_alive, version_10
+        self._choices, self.streams = admitted.choices, admitted.streams
+        self._keep_alive, self._version_10 = keep_alive, origin.version_10
         self._chunked = False
         self._scanner: Scanner | None = None
         self._held: list[bytes] = []
@@ -339,7 +341,7 @@ class Answer:
         status = reader.status
         if self._opened:
             return self._say_in_stream(body, "failed")
-        if status == 200 and self._route.counts_choices and _ABORTED.search(body) is not None:
+        if status == 200 and self._route.counts_choices and _aborted(body):
             refusal = errors.lost(Code.UPSTREAM_FAILED, "the engine gave the request up")
             self.verdict = Again("aborted", "finish reason of a failure", refusal)
             return b""

@@ -16,7 +16,6 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from aiohttp import web
@@ -29,7 +28,7 @@ from llmfleet.router.limits import DEFAULT_CLASS, Settings, max_connections
 from llmfleet.router.peers.client import Gossip
 from llmfleet.router.pick import Backend, view
 from llmfleet.router.proxy import Client, Router
-from llmfleet.router.usage import Record, line
+from llmfleet.router.usage import Record, line, rfc3339
 from llmfleet.settings import UnreadableSettings, parse_yaml
 from llmfleet.telemetry import EndpointGauges, HandoffGauges, RouterGauges, RouterMetrics
 
@@ -184,11 +183,6 @@ class AccessLog:
         except OSError as error:
             self._router.metrics.access_log_dropped += len(records)
             log.warning("access log not written", extra={"fields": {"reason": error.strerror}})
-
-
-def rfc3339(seconds: float) -> str:
-    """Write a wall-clock time in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def gauges(router: Router, watch: Watch, gossip: Gossip) -> RouterGauges:

@@ -112,7 +112,7 @@ class Lot:
 class Group:
     """The candidates of one model and one role, and the clock of their turns."""
 
-    __slots__ = ("affinity", "candidates", "clock", "hits", "lots", "misses", "open", "panic", "spread")
+    __slots__ = ("affinity", "candidates", "clock", "hits", "level", "lots", "misses", "open", "panic", "spread")
 
     def __init__(self, affinity: Affinity | None = None) -> None:
         self.affinity = affinity
@@ -121,6 +121,7 @@ class Group:
         self.candidates: list[Candidate] = []
         self.open: list[Candidate] = []  # those that take new requests, free or not
         self.clock = 0.0
+        self.level = True  # all that take requests are of one rank
         self.panic = False  # so many look bad that they are used all the same, last
 
     def close(self) -> None:
@@ -135,6 +136,7 @@ class Group:
         for candidate in takers:
             candidate.rank = candidate.tier if candidate.backend.vitals.why is None else candidate.tier + LAST_TIER
         self.open = takers if self.panic else good
+        self.level = len({candidate.rank for candidate in self.open}) < 2
         self._divide()
 
     def _divide(self) -> None:
@@ -256,7 +258,10 @@ def _near(
 ) -> Candidate:
     """Return the engine that knows the prefix, or whose turn it is; either knows it from now on."""
     rank = best.rank
-    alike = [c for c in candidates if c.rank == rank and c.backend is not avoid]
+    if pool.level and avoid is None:
+        alike = candidates
+    else:
+        alike = [c for c in candidates if c.rank == rank and c.backend is not avoid]
     if len(alike) > 1:
         found, known = nearest(affinity.index, keys, alike, affinity.factor)
         if found is not None and not pool.ahead(found):

@@ -15,6 +15,7 @@ import orjson
 
 from llmfleet.router import body, bounds
 from llmfleet.router.errors import Code, Refusal
+from llmfleet.router.keys import ANONYMOUS, Tenant
 from llmfleet.router.limits import Limits, Settings
 from llmfleet.router.sse import Dialect
 
@@ -35,6 +36,20 @@ class Route:
     counts_choices: bool = False
     stateless: bool = False
     streams: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What the head of a request says: where it goes, from whom, and what an engine is told of it.
+
+    It is made once for as many requests of a connection as have the same head.
+    """
+
+    route: Route
+    tenant: Tenant = ANONYMOUS
+    fields: bytes = b""  # for the engine
+    version_10: bool = False
+    session: bytes | None = None  # that the client named
 
 
 class Plain(IntEnum):

@@ -30,6 +30,7 @@ from llmfleet.router.health import LOST, Rules, Why
 from llmfleet.router.keys import ANONYMOUS, Keyring, Tenant
 from llmfleet.router.limits import Settings
 from llmfleet.router.pick import Backend, Fleet, ModelPool, key_of
+from llmfleet.router.policy import Origin
 from llmfleet.router.relay import Exchange
 from llmfleet.router.retries import Quarantine
 from llmfleet.router.shares import Room
@@ -270,20 +271,20 @@ class Router:
         if self.records is not None:
             self.records.append(
                 Record(
-                    request_id=record.request_id,
-                    tenant=tenant.name,
-                    model=record.pool.name,
-                    route=record.route.path,
-                    status=record.answer.status,
-                    outcome=outcome,
-                    reason=record.reason,
-                    attempts=record.attempts,
-                    instance=record.engine.instance if record.engine is not None else "",
-                    queued=record.queued,
-                    ttft=record.ttft,
-                    duration=record.last - record.started,
-                    usage=used,
-                    at=record.last + self.wall_offset,
+                    record.last + self.wall_offset,
+                    record.request_id,
+                    tenant.name,
+                    record.pool.name,
+                    record.route.path,
+                    record.answer.status,
+                    outcome,
+                    record.reason,
+                    record.attempts,
+                    record.engine.instance if record.engine is not None else "",
+                    record.queued,
+                    record.ttft,
+                    record.last - record.started,
+                    used,
                 )
             )
 
@@ -399,7 +400,9 @@ class Client(asyncio.Protocol):
         "_deadline",
         "_exchange",
         "_ignored",
+        "_keyring",
         "_last_moment",
+        "_origin",
         "_reader",
         "_reserved",
         "_router",
@@ -421,6 +424,8 @@ class Client(asyncio.Protocol):
         )
         self._exchange: Exchange | Call | None = None
         self.tenant = ANONYMOUS  # of the request being answered
+        self._origin: Origin | None = None  # of the last request, and the keyring that named its tenant
+        self._keyring: Keyring | None = None
         self.phase = IDLE
         self.blocked = False
         self._blocked_since = 0.0
@@ -558,15 +563,18 @@ class Client(asyncio.Protocol):
     def _request(self) -> None:
         """A whole request was read: answer it here or hand it to an exchange."""
         reader, router = self._reader, self._router
-        route = policy.ENGINE_ROUTES.get(policy.path_of(reader.target))
-        if route is None or reader.method != b"POST":
-            self._answer_local(policy.path_of(reader.target))
-            return
+        origin = self._origin
+        if origin is None or not reader.repeats or router.keyring is not self._keyring:
+            origin = self._read_origin()
+            if origin is None:
+                return
+        route = origin.route
+        self.tenant = tenant = origin.tenant
         try:
-            tenant = self._who()
             body = reader.take_body()
             admitted = policy.admit(route, body, router.settings, tenant.ours)
-            keys.check_model(tenant, admitted.model)
+            if tenant.models is not None:
+                keys.check_model(tenant, admitted.model)
             pool = router.pool(admitted.model)
             now = router.loop.time()
             lease = None
@@ -586,23 +594,36 @@ class Client(asyncio.Protocol):
         except Refusal as error:
             self._refuse(error, keep_alive=self._may_stay(), dialect=route.dialect)
             return
+        keep_alive = reader.keep_alive and not self._ignored and not router.draining
+        stats = router.metrics.model(pool.name)
         self._exchange = exchange = exchange_for(pool)(
-            router,
-            self,
-            route,
-            admitted,
-            pool,
-            router.metrics.model(pool.name),
-            next(router.ids),
-            reader.fields,
-            self._may_stay(),
-            reader.version == b"HTTP/1.0",
-            now,
+            router, self, origin, admitted, pool, stats, next(router.ids), keep_alive, now
         )
-        exchange.tenant, exchange.lease = tenant, lease
-        if router.affinity is not None and route.streams and (len(pool.open) > 1 or pool.disaggregated):
-            exchange.keys = router.affinity.keys(tenant.name, pool.name, route.dialect, admitted.document, reader.head)
+        exchange.lease = lease
+        affinity = router.affinity
+        if affinity is not None and route.streams and (len(pool.open) > 1 or pool.disaggregated):
+            exchange.keys = affinity.keys(tenant.name, pool.name, route.dialect, admitted.document, origin.session)
         exchange.start()
+
+    def _read_origin(self) -> Origin | None:
+        """Say where a request goes and from whom it is, or answer it here."""
+        reader, router = self._reader, self._router
+        self._origin = None
+        path = policy.path_of(reader.target)
+        route = policy.ENGINE_ROUTES.get(path)
+        if route is None or reader.method != b"POST":
+            self._answer_local(path)
+            return None
+        try:
+            tenant = self._who()
+        except Refusal as error:
+            self._refuse(error, keep_alive=self._may_stay(), dialect=route.dialect)
+            return None
+        session = router.affinity.session(reader.head) if router.affinity is not None else None
+        version_10 = reader.version == b"HTTP/1.0"
+        self._keyring = router.keyring
+        self._origin = Origin(route=route, tenant=tenant, fields=reader.fields, version_10=version_10, session=session)
+        return self._origin
 
     def _who(self) -> Tenant:
         """Return the tenant that this request is from, or refuse it."""

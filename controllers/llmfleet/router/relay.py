@@ -17,10 +17,9 @@ from llmfleet.router import errors, http1
 from llmfleet.router.answer import OVER, PASSING, STREAMING, UNARY, Again, Answer, Broken, Verdict
 from llmfleet.router.client import Upstream, take_idle
 from llmfleet.router.errors import Code, Refusal
-from llmfleet.router.keys import ANONYMOUS, Tenant
 from llmfleet.router.limits import Settings
 from llmfleet.router.pick import Backend, ModelPool, pick
-from llmfleet.router.policy import Admitted, Route
+from llmfleet.router.policy import Admitted, Origin
 from llmfleet.router.queue import Waiting
 from llmfleet.router.quota import Lease
 from llmfleet.router.retries import Quarantine
@@ -243,26 +242,22 @@ class Exchange(Attempt):
         self,
         router: Services,
         client: Requester,
-        route: Route,
+        origin: Origin,
         admitted: Admitted,
         pool: ModelPool,
         stats: ModelStats,
         request_id: bytes,
-        fields: bytes,
         keep_alive: bool,
-        version_10: bool,
         now: float,
     ) -> None:
-        super().__init__(router, pool, route.path, fields, request_id, admitted.body)
-        self._client, self.route, self.stats = client, route, stats
-        self.answer = Answer(
-            router, route, request_id, admitted.choices, admitted.streams, keep_alive, version_10, admitted.drops_usage
-        )
+        route = origin.route
+        super().__init__(router, pool, route.path, origin.fields, request_id, admitted.body)
+        self._client, self.route, self.tenant, self.stats = client, route, origin.tenant, stats
+        self.answer = Answer(router, origin, admitted, request_id, keep_alive)
         self.started = self.last = now
         self.engine: Backend | None = None  # the last that was asked
         self._ttft_seen = False
         self.keys: Sequence[int] = ()  # of the prefixes of its prompt
-        self.tenant: Tenant = ANONYMOUS
         self.lease: Lease | None = None  # of the tenant's quota
         self.size = admitted.size
         self.reason = ""  # why the answer is not whole, or not an engine's
@@ -285,7 +280,7 @@ class Exchange(Attempt):
             return
         self.pool.budget.requests += 1
         # Nobody passes those who wait already, but a job that is due: it waited in Redis.
-        backend = None if self.waits and self.pool.room else self.choose()
+        backend = None if self.waits and self.pool.room else self._choose()
         if backend is not None:
             self._dispatch(backend)
         elif (refusal := self._wait()) is not None:
@@ -303,9 +298,9 @@ class Exchange(Attempt):
     def _wait(self) -> Refusal | None:
         """Wait for a slot, or say why not."""
         if not self.waits:
-            return self._no_slot()
+            return self.no_slot()
         now = self.router.loop.time()
-        self._hold = self._no_slot().code is Code.NO_ENDPOINT
+        self._hold = self.no_slot().code is Code.NO_ENDPOINT
         self._parked_at = self._said_at = now
         refusal = self.router.park(self, now, hold=self._hold)
         if refusal is None:
@@ -322,10 +317,6 @@ class Exchange(Attempt):
             log.exception("a request that waited could not be sent")
             self.detach()
             self._refuse(errors.lost(Code.UPSTREAM_FAILED, "the request could not be sent", status=500), "failed")
-
-    def no_slot(self) -> Refusal:
-        """Say that there is no slot."""
-        return self._no_slot()
 
     def expired(self, retry_after: int) -> None:
         """It waited as long as it may."""
@@ -370,7 +361,8 @@ class Exchange(Attempt):
         message = "engines were lost each time they were given this request, it is not sent to another one"
         return errors.lost(Code.QUARANTINED, message)
 
-    def _no_slot(self) -> Refusal:
+    def no_slot(self) -> Refusal:
+        """Say that there is no slot, or no engine."""
         if self.pool.open:
             return errors.overloaded(Code.OVERLOADED, "every engine of this model is busy, try again soon")
         message = f"no engine of this model takes requests now (model state: {self.pool.state})"

@@ -8,6 +8,8 @@ client wrote.
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -17,7 +19,8 @@ WINDOW: Final = 1024  # of an answer, from where its usage begins
 _COUNTS: Final = re.compile(
     rb'"(?:(?:prompt|input|cache_(?:read|creation)_input)(_tokens)|(?:completion|output)_tokens)":\s*(\d{1,15})'
 )
-_PROMPT_KEYS: Final = ("prompt_tokens", "input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+_PROMPT_KEYS: Final = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+_OTHER_KEYS: Final = frozenset({*_PROMPT_KEYS, "output_tokens"})
 
 
 class Usage(NamedTuple):
@@ -32,8 +35,11 @@ def read(value: object) -> Usage | None:
     """Read a usage object; Anthropic counts cached input apart."""
     if not isinstance(value, dict):
         return None
-    prompt = sum(map(_count, map(value.get, _PROMPT_KEYS)))
-    completion = _count(value.get("completion_tokens")) or _count(value.get("output_tokens"))
+    prompt = _count(value.get("prompt_tokens"))
+    completion = _count(value.get("completion_tokens"))
+    if not _OTHER_KEYS.isdisjoint(value):
+        prompt += sum(map(_count, map(value.get, _PROMPT_KEYS)))
+        completion = completion or _count(value.get("output_tokens"))
     return Usage(prompt, completion, True) if prompt or completion else None
 
 
@@ -93,27 +99,35 @@ class Record(NamedTuple):
     usage: Usage | None = None
 
 
+@lru_cache(maxsize=4096)
+def _quoted(text: str) -> str:
+    """Write a word as JSON; a line's words are few."""
+    return orjson.dumps(text).decode()
+
+
+@lru_cache(maxsize=8)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def rfc3339(seconds: float) -> str:
+    """Write a wall-clock time in UTC."""
+    whole, thousandths = divmod(int(seconds * 1000), 1000)
+    return f"{_second(whole)}.{thousandths:03d}Z"
+
+
 def line(record: Record, time: str) -> bytes:
-    """Write the access-log line; `time` is `record.at` in words."""
-    used = record.usage
-    return orjson.dumps(
-        {
-            "time": time,
-            "requestId": record.request_id.decode(),
-            "tenant": record.tenant,
-            "model": record.model,
-            "route": record.route.decode("latin-1"),
-            "status": record.status,
-            "outcome": record.outcome,
-            "reason": record.reason,
-            "attempts": record.attempts,
-            "llmcluster": record.instance,
-            "queuedMs": round(record.queued * 1000),
-            "ttftMs": None if record.ttft is None else round(record.ttft * 1000, 1),
-            "durationMs": round(record.duration * 1000, 1),
-            "promptTokens": used.prompt if used else None,
-            "completionTokens": used.completion if used else None,
-            "usage": "none" if used is None else "exact" if used.exact else "estimated",
-        },
-        option=orjson.OPT_APPEND_NEWLINE,
-    )
+    """Write the access-log line, one JSON object; `time` is `record.at` in words."""
+    _, request_id, tenant, model, route, status, outcome, reason, attempts, instance, queued, ttft, took, used = record
+    if used is None:
+        counts = '"promptTokens":null,"completionTokens":null,"usage":"none"'
+    else:
+        kind = "exact" if used.exact else "estimated"
+        counts = f'"promptTokens":{used.prompt},"completionTokens":{used.completion},"usage":"{kind}"'
+    first = "null" if ttft is None else f"{ttft * 1000:.1f}"
+    return (
+        f'{{"time":"{time}","requestId":"{request_id.decode()}","tenant":{_quoted(tenant)},"model":{_quoted(model)},'
+        f'"route":{_quoted(route.decode("latin-1"))},"status":{status},"outcome":{_quoted(outcome)},'
+        f'"reason":{_quoted(reason)},"attempts":{attempts},"llmcluster":{_quoted(instance)},'
+        f'"queuedMs":{queued * 1000:.0f},"ttftMs":{first},"durationMs":{took * 1000:.1f},{counts}}}\n'
+    ).encode()

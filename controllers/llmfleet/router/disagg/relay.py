@@ -21,7 +21,7 @@ from llmfleet.router.disagg.ledger import Fate
 from llmfleet.router.disagg.plan import Handoff, NoHandoff, Way
 from llmfleet.router.errors import Code, Refusal
 from llmfleet.router.pick import Backend, ModelPool, pick
-from llmfleet.router.policy import Admitted, Route
+from llmfleet.router.policy import Admitted, Origin
 from llmfleet.router.relay import MAX_ATTEMPTS, Attempt, Exchange, Requester, Services
 from llmfleet.router.sse import Dialect
 from llmfleet.router.waits import SATURATED
@@ -102,17 +102,16 @@ class SplitExchange(Exchange):
         self,
         router: Services,
         client: Requester,
-        route: Route,
+        origin: Origin,
         admitted: Admitted,
         pool: ModelPool,
         stats: ModelStats,
         request_id: bytes,
-        fields: bytes,
         keep_alive: bool,
-        version_10: bool,
         now: float,
     ) -> None:
-        super().__init__(router, client, route, admitted, pool, stats, request_id, fields, keep_alive, version_10, now)
+        super().__init__(router, client, origin, admitted, pool, stats, request_id, keep_alive, now)
+        route = origin.route
         self._rules = router.settings.disaggregation
         self._whole_body = admitted.body
         dialect = route.dialect if route.streams else Dialect.PLAIN
@@ -159,14 +158,15 @@ class SplitExchange(Exchange):
     def _may_fall_back(self) -> bool:
         return self._rules.fallback == "prefillOnDecode"
 
-    def _no_slot(self) -> Refusal:
+    def no_slot(self) -> Refusal:
+        """Say which half of a pair is missing."""
         pool, now = self.pool, self.router.loop.time()
         fallen = self._way is Way.SPLIT and not self._may_fall_back() and not plan.any_prefill(pool, self._rules, now)
         if fallen and pool.decode.open and not pool.open:
             return errors.overloaded(Code.NO_ENDPOINT, "no prefill engine of this model takes requests now")
         if pool.decode.open:
             return errors.overloaded(Code.OVERLOADED, f"{SATURATED}, try again soon")
-        return super()._no_slot()
+        return super().no_slot()
 
     def _other(self, verdict: Again) -> Backend | None:
         """Return the engine for another attempt; what it would need again of the failed one is counted as free."""

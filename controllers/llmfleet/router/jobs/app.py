@@ -163,17 +163,14 @@ class Jobs:
         exchange = exchange_for(pool)(
             router,
             collector,
-            route,
+            policy.Origin(route=route, tenant=tenant, fields=claim.fields),
             admitted,
             pool,
             router.metrics.model(pool.name),
             next(router.ids),
-            claim.fields,
             True,
-            False,
             router.loop.time(),
         )
-        exchange.tenant = tenant
         exchange.waits = False  # a job waits in Redis
         exchange.attempts = claim.attempts - 1  # those of workers before are its own: no body reaches a third engine
         return exchange
