@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -85,3 +87,23 @@ def test_a_name_that_people_ask_for_leads_to_a_query(name: str) -> None:
     found = [query for names, query in rows if re.search(rf"(?<!\w){name}(?!\w)", names)]
     assert found
     assert all(query in expressions(TEXTS["metrics"]) for query in found)
+
+
+def paths_of(values: dict[str, Any], before: str = "") -> Iterator[str]:
+    """Every key of the chart's values, by its path."""
+    for key, value in values.items():
+        yield before + key
+        if isinstance(value, dict):
+            yield from paths_of(value, f"{before}{key}.")
+
+
+def test_every_setting_that_a_runbook_names_is_a_value_or_stands_in_the_reference() -> None:
+    values = yaml.safe_load((ROOT / "charts/llmfleet-monitoring/values.yaml").read_text())
+    pages = [ROOT / "docs" / name for name in ("router.md", "jobs.md", "disaggregation.md")]
+    pages += [*(ROOT / "docs/reference").glob("*.md"), *(ROOT / "charts").glob("llmfleet-*/README.md")]
+    reference = "\n".join(page.read_text() for page in pages)
+    known = set(paths_of(values)) | set(re.findall(r"`(?:spec\.|fleet\.)?([A-Za-z]+(?:\.[A-Za-z]+)+)", reference))
+    prose = "\n".join(re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL) for page in PAGES)
+    named = set(re.findall(r"`(?:spec\.|router\.settings\.)?([a-z][A-Za-z]+(?:\.[A-Za-z]+)+)(?::[^`]*)?`", prose))
+    assert len(named) > 20
+    assert named - known == set()

@@ -77,3 +77,8 @@ def test_targets_are_named_by_the_labels_that_engine_pods_have() -> None:
 
 def test_neither_way_needs_a_kind_that_only_a_prometheus_operator_has() -> None:
     assert {o["kind"] for o in render(values=PLAIN, chart="llmfleet-monitoring")} == {"ConfigMap"}
+
+
+def test_helm_3_renders_the_rules_and_monitors_that_helm_4_renders() -> None:
+    ours, theirs = (render(chart="llmfleet-monitoring", apis=OPERATOR_APIS, binary=name) for name in ("helm", "helm3"))
+    assert ours == theirs
