@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Final
 
 from llmfleet import names
-from llmfleet.doctor.snapshot import DEPLOYMENT, STORAGE_CLASS, Snapshot, is_running
+from llmfleet.doctor.snapshot import DEPLOYMENT, STORAGE_CLASS, Snapshot
 from llmfleet.kube.client import Api
 from llmfleet.kube.errors import KubeError, NotFound
 from llmfleet.kube.refs import (
@@ -28,7 +28,7 @@ from llmfleet.kube.refs import (
     Manifest,
 )
 from llmfleet.kube.transport.client import Transport
-from llmfleet.top.client import ask_pod
+from llmfleet.top.client import ask_pod, is_running
 from llmfleet.top.samples import RouterState
 
 COMPONENTS: Final = ("engine", "router", "operator", "autoscaler", "redis", "uninstall", "crds", "test")

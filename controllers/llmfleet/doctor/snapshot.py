@@ -118,8 +118,3 @@ def when(text: object) -> datetime | None:
         return datetime.fromisoformat(str(text)) if text else None
     except ValueError:
         return None
-
-
-def is_running(pod: Manifest) -> bool:
-    """Whether it can be asked something."""
-    return (pod.get("status") or {}).get("phase") == "Running" and not pod["metadata"].get("deletionTimestamp")

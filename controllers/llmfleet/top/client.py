@@ -6,17 +6,23 @@ reads and never raises for a router that is away.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, Protocol
 
 import requests
 
 from llmfleet import names
+from llmfleet.kube.client import Api
 from llmfleet.kube.errors import Forbidden, KubeError
+from llmfleet.kube.refs import AUTOSCALER, LLMCLUSTER, POD, Kind, Manifest
 from llmfleet.kube.transport.client import Transport
 from llmfleet.top.samples import RouterState, parse_fleet, parse_metrics
+from llmfleet.top.view import Look
 
 SECONDS: Final = 3.0
+AT_ONCE: Final = 8
+ROUTERS: Final = f"{names.APP_NAME_LABEL}=llmfleet-{names.ROUTER_COMPONENT}"
 BLOCKED: Final = (
     "a network policy may keep the apiserver from port {port}; try kubectl port-forward and llmfleet top --url"
 )
@@ -65,3 +71,56 @@ def short(error: BaseException) -> str:
     """One line of an error."""
     text = " ".join(str(error).split())
     return text if len(text) <= 160 else text[:157] + "..."
+
+
+class Source(Protocol):
+    """Where looks come from."""
+
+    def look(self, at: float) -> Look: ...
+
+
+class Addresses:
+    """Routers by the addresses of their admin ports; no Kubernetes."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._urls, self._session = urls, requests.Session()
+
+    def look(self, at: float) -> Look:
+        return Look(at=at, routers=tuple(ask_url(url, self._session) for url in self._urls))
+
+
+class Cluster:
+    """Routers, autoscalers and instances of a cluster, all asked at once."""
+
+    def __init__(self, api: Api, transport: Transport, namespace: str) -> None:
+        self._api, self._transport, self._namespace = api, transport, namespace
+
+    def look(self, at: float) -> Look:
+        problems: list[str] = []
+        pods = [pod for pod in self._list(POD, problems, ROUTERS) if is_running(pod)]
+        with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+            asked = [pool.submit(self._ask, pod) for pod in pods]
+            routers = tuple(one.result() for one in asked)
+        return Look(
+            at=at,
+            routers=routers,
+            scalers=self._list(AUTOSCALER, problems),
+            clusters=self._list(LLMCLUSTER, problems),
+            problems=tuple(problems),
+        )
+
+    def _ask(self, pod: Manifest) -> RouterState:
+        return ask_pod(self._transport, pod["metadata"]["namespace"], pod["metadata"]["name"])
+
+    def _list(self, kind: Kind, problems: list[str], labels: str = "") -> tuple[Manifest, ...]:
+        """What cannot be read is a problem on the screen, and the rest is shown."""
+        try:
+            found, _ = self._api.list(kind, namespace=self._namespace, label_selector=labels)
+        except KubeError as error:
+            problems.append(short(error))
+            return ()
+        return tuple(found)
+
+
+def is_running(pod: Manifest) -> bool:
+    return (pod.get("status") or {}).get("phase") == "Running" and not pod["metadata"].get("deletionTimestamp")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 
@@ -52,6 +53,15 @@ def parse_metrics(text: str) -> Samples:
                     found.setdefault(one.name, []).append(Sample(labels=one.labels, value=one.value))
     except (ValueError, IndexError, KeyError):
         return Samples(by_name={name: tuple(samples) for name, samples in found.items()})
+    return Samples(by_name={name: tuple(samples) for name, samples in found.items()})
+
+
+def samples_of(families: Iterable[Metric]) -> Samples:
+    """The same from families that were never written down; cheaper than a text, and once a look."""
+    found: dict[str, list[Sample]] = {}
+    for family in families:
+        for one in family.samples:
+            found.setdefault(one.name, []).append(Sample(labels=one.labels, value=one.value))
     return Samples(by_name={name: tuple(samples) for name, samples in found.items()})
 
 
