@@ -35,6 +35,7 @@ DAYS: Schema = {"type": "string", "pattern": "^([0-9]+(ms|s|m|h|d))+$"}
 SHAPES: dict[str, Schema] = {
     "additionalLabels": STRINGS,
     "affinity": OBJECT,
+    "apiserverTo": OBJECTS,
     "alertLabels": STRINGS,
     "annotations": STRINGS,
     "behavior": OBJECT,

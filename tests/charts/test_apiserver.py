@@ -48,7 +48,8 @@ def dry_run(server: Apiserver, thing: Object) -> Answer:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_apiserver_takes_every_object(server: Apiserver, profile: str) -> None:
-    extra = {"fleet": {"networkPolicy": {"enabled": True}}, "controllers": {"networkPolicy": {"enabled": True}}}
+    policies = {"networkPolicy": {"enabled": True, "defaultDeny": True}}
+    extra = {"fleet": policies, "controllers": policies}
     for thing in render(profile, extra, namespace=NAMESPACE):
         answer = dry_run(server, thing)
         assert answer.status == 201, f"{title(thing)}: {answer.message}"

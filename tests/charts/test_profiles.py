@@ -174,6 +174,11 @@ def test_without_a_way_out_no_engine_asks_the_hub_or_reports() -> None:
         assert not spec["security"]["huggingFaceTokenSecretRef"]["name"]
 
 
+def test_without_a_way_out_engines_and_router_are_closed_in_every_direction() -> None:
+    policies = of_kind(render("air-gapped"), "NetworkPolicy")
+    assert all("Egress" in policy["spec"]["policyTypes"] for policy in policies)
+
+
 def test_every_profile_is_in_the_documentation() -> None:
     page = (ROOT / "docs" / "profiles.md").read_text()
     for profile, files in PROFILES.items():

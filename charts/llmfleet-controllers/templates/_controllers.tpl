@@ -49,3 +49,30 @@ annotations:
 {{- define "llmfleet-controllers.autoscalerServiceAccount" -}}
 {{- .Values.autoscaler.serviceAccount.name | default (include "llmfleet-controllers.autoscalerName" .) -}}
 {{- end }}
+
+{{- /*
+llmfleet-controllers.egress: with networkPolicy.defaultDeny, what a controller calls: a resolver, the apiserver, and
+engines and the admin port of routers, in whatever namespace they are. Takes: the root.
+*/}}
+{{- define "llmfleet-controllers.egress" -}}
+- ports:
+    - {port: 53, protocol: UDP}
+    - {port: 53, protocol: TCP}
+- ports:
+    - {port: 443, protocol: TCP}
+    - {port: 6443, protocol: TCP}
+  {{- with .Values.networkPolicy.egress.apiserverTo }}
+  to:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+- to:
+    - namespaceSelector: {}
+      podSelector:
+        matchLabels: {app.kubernetes.io/component: engine}
+- to:
+    - namespaceSelector: {}
+      podSelector:
+        matchLabels: {app.kubernetes.io/component: router}
+  ports:
+    - {port: 9090, protocol: TCP}
+{{- end }}

@@ -1,0 +1,51 @@
+{{- /* llmfleet-fleet.dns: an egress rule to any resolver, a node's own included. Takes: nothing. */}}
+{{- define "llmfleet-fleet.dns" -}}
+- ports:
+    - {port: 53, protocol: UDP}
+    - {port: 53, protocol: TCP}
+{{- end }}
+
+{{- /* llmfleet-fleet.apiserver: an egress rule to the apiserver, which no label selects. Takes: the root. */}}
+{{- define "llmfleet-fleet.apiserver" -}}
+- ports:
+    - {port: 443, protocol: TCP}
+    - {port: 6443, protocol: TCP}
+  {{- with .Values.networkPolicy.egress.apiserverTo }}
+  to:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
+
+{{- /* llmfleet-fleet.redisEgress: an egress rule to the Redis of the release, or to the port of an external one; or nothing. Takes: the root. */}}
+{{- define "llmfleet-fleet.redisEgress" -}}
+{{- if .Values.redis.external.url -}}
+- ports:
+    - {port: {{ regexFind ":[0-9]+(/|$)" .Values.redis.external.url | trimAll ":/" | default "6379" }}, protocol: TCP}
+{{- else if .Values.redis.enabled -}}
+- to:
+    - podSelector:
+        matchLabels:
+          {{- include "llmfleet.selectorLabels" (dict "root" . "component" "redis") | nindent 10 }}
+  ports:
+    - {port: 6379, protocol: TCP}
+{{- end -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.engineEgress: an egress rule to the engines of this namespace, whatever their port. Takes: nothing. */}}
+{{- define "llmfleet-fleet.engineEgress" -}}
+- to:
+    - podSelector:
+        matchLabels: {app.kubernetes.io/component: engine}
+{{- end }}
+
+{{- /* llmfleet-fleet.routerEgress: an egress rule to ports of this release's routers. Takes: root, ports. */}}
+{{- define "llmfleet-fleet.routerEgress" -}}
+- to:
+    - podSelector:
+        matchLabels:
+          {{- include "llmfleet.selectorLabels" (dict "root" .root "component" "router") | nindent 10 }}
+  ports:
+    {{- range .ports }}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
+{{- end }}
