@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "router"))
 
 from shares_world import World
 
-from llmfleet.router.shares import INTERVAL_SECONDS, parse_report, render_report
+from llmfleet.router.reports import parse_report, render_report
+from llmfleet.router.shares import INTERVAL_SECONDS
 
 MEAN = 10.0
 SLOTS = 64

@@ -13,7 +13,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from llmfleet.router.shares import INTERVAL_SECONDS, Load, Room, Shares, equal_part, parse_report, render_report
+from llmfleet.router.division import equal_part
+from llmfleet.router.reports import parse_report, render_report
+from llmfleet.router.shares import INTERVAL_SECONDS, Load, Room, Shares
 
 
 @dataclass

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_edge import MALFORMED
 
-from llmfleet.router import http1
-from llmfleet.router.http1 import BadMessage, RequestReader, ResponseReader
+from llmfleet.router.http1 import BadMessage
+from llmfleet.router.request import RequestReader, head_pattern
+from llmfleet.router.response import ResponseReader, answer_head
 
-PATTERN = http1.head_pattern(("accept", "content-type"))
+PATTERN = head_pattern(("accept", "content-type"))
 BODY = json.dumps(CHAT).encode()
 CHUNKED_BODY = b"".join(b"%x\r\n%b\r\n" % (len(BODY[i : i + 9]), BODY[i : i + 9]) for i in range(0, len(BODY), 9))
 REQUESTS = {
@@ -165,9 +166,9 @@ def test_an_answers_head_is_passed_on_without_what_is_ours():
         b"Vary: Origin\r\nX-Request-ID: a\r\n\r\nabcd"
     )
     assert (r.sized, r.events, r.hops) == (True, False, True)
-    got = http1.answer_head(r, b"r", None, True)
+    got = answer_head(r, b"r", None, True)
     assert got == b"HTTP/1.1 200 OK\r\nx-request-id: r\r\nContent-Length: 4\r\nVary: Origin\r\n\r\n"
-    got = http1.answer_head(r, b"r", b"\r\ntransfer-encoding: chunked", False)
+    got = answer_head(r, b"r", b"\r\ntransfer-encoding: chunked", False)
     lines = b"x-request-id: r\r\nconnection: close\r\ntransfer-encoding: chunked\r\nVary: Origin\r\n\r\n"
     assert got == b"HTTP/1.1 200 OK\r\n" + lines
 

@@ -9,10 +9,12 @@ from bed import request_bytes
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmfleet.router import http1
-from llmfleet.router.http1 import BadMessage, RequestReader, ResponseReader
+from llmfleet.router import request, response
+from llmfleet.router.http1 import BadMessage
+from llmfleet.router.request import RequestReader, head_pattern
+from llmfleet.router.response import ResponseReader
 
-PATTERN = http1.head_pattern(("accept", "content-type"), keyed=True)
+PATTERN = head_pattern(("accept", "content-type"), keyed=True)
 
 
 def request_reader() -> RequestReader:
@@ -104,7 +106,7 @@ def test_a_client_whose_heads_always_differ_is_no_longer_compared():
         reader.feed(request_bytes(b"{}", headers={"Accept": str(number)}))
         assert reader.complete and not reader.repeats
         reader.next()
-    assert reader._misses == http1._MAX_MISSES
+    assert reader._misses == request._MAX_MISSES
 
 
 def test_a_closed_reader_reads_nothing_more_whatever_it_knows():
@@ -140,7 +142,7 @@ PIECES = st.lists(
 
 def answers_alike(first: list[bytes], second: list[bytes]) -> None:
     """Read an answer with nothing known, then again with all known that the first one taught."""
-    http1._ANSWERS.clear()
+    response._ANSWERS.clear()
     reader = ResponseReader()
     for piece in first:
         if not reader.complete:
@@ -148,11 +150,11 @@ def answers_alike(first: list[bytes], second: list[bytes]) -> None:
                 reader.feed(piece)
             except BadMessage:
                 break
-    known = dict(http1._ANSWERS)
+    known = dict(response._ANSWERS)
     told = []
     for heads in ({}, known):
-        http1._ANSWERS.clear()
-        http1._ANSWERS.update(heads)
+        response._ANSWERS.clear()
+        response._ANSWERS.update(heads)
         reader, seen = ResponseReader(), []
         for piece in second:
             try:
@@ -190,10 +192,10 @@ def test_a_second_answer_in_chunks_is_read_as_a_first_one_would_be(line, extra, 
 
 
 def test_what_is_known_of_answers_is_bounded():
-    http1._ANSWERS.clear()
-    for number in range(3 * http1._MAX_KNOWN):
+    response._ANSWERS.clear()
+    for number in range(3 * response._MAX_KNOWN):
         ResponseReader().feed(b"HTTP/1.1 200 OK\r\nx-id: %d\r\ncontent-length: 0\r\n\r\n" % number)
-        assert len(http1._ANSWERS) <= http1._MAX_KNOWN
-    before = len(http1._ANSWERS)
+        assert len(response._ANSWERS) <= response._MAX_KNOWN
+    before = len(response._ANSWERS)
     ResponseReader().feed(b"HTTP/1.1 200 OK\r\nx: " + b"y" * 5000 + b"\r\ncontent-length: 0\r\n\r\n")
-    assert len(http1._ANSWERS) == before
+    assert len(response._ANSWERS) == before

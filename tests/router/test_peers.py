@@ -15,7 +15,7 @@ from bed import CHAT, STREAM, Bed, Raw, scenario
 from engine import Engine, ok
 
 from llmfleet.api.document import Document, Endpoint, Model, Peer, State, render, with_generation
-from llmfleet.router.shares import parse_report
+from llmfleet.router.reports import parse_report
 
 SETTINGS = "drain: {settleSeconds: 0, timeoutSeconds: 4}\nlogLevel: warning\n"
 

@@ -9,21 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shares_world import World
 
-from llmfleet.router.shares import (
-    INTERVAL_SECONDS,
-    UNSEEN_SECONDS,
-    Load,
-    ReportError,
-    Room,
-    Row,
-    Shares,
-    cut,
-    equal_part,
-    handovers,
-    parse_report,
-    render_report,
-    targets,
-)
+from llmfleet.router.division import Row, cut, equal_part, handovers, targets
+from llmfleet.router.reports import ReportError, parse_report, render_report
+from llmfleet.router.shares import INTERVAL_SECONDS, UNSEEN_SECONDS, Load, Room, Shares
 
 ONE = {"e": 64}
 FOUR = {f"e{i}": 16 for i in range(4)}

@@ -18,6 +18,7 @@ from llmfleet.router import errors, http1, usage
 from llmfleet.router.errors import Code, Refusal
 from llmfleet.router.limits import Settings
 from llmfleet.router.policy import Admitted, Origin
+from llmfleet.router.response import ResponseReader, answer_head
 from llmfleet.router.sse import EventTooLong, Scanner
 from llmfleet.router.usage import Usage
 
@@ -172,7 +173,7 @@ class Answer:
 
     # ---- the engine's answer ----
 
-    def feed(self, reader: http1.ResponseReader) -> bytes:
+    def feed(self, reader: ResponseReader) -> bytes:
         """Look at what was read; returns what the client may have now."""
         stage = self.stage
         if stage is STREAMING:
@@ -190,7 +191,7 @@ class Answer:
             return self._hold_events(reader)
         return self._pass(reader) if stage is PASSING else b""
 
-    def accept(self, reader: http1.ResponseReader) -> bytes:
+    def accept(self, reader: ResponseReader) -> bytes:
         """Take an answer that another engine would have been asked for, had there been one."""
         self.verdict = None
         self.stage = UNARY
@@ -222,7 +223,7 @@ class Answer:
         refusal = errors.lost(Code.UPSTREAM_LOST, "the engine was lost before it answered")
         self.verdict = Again(reason, detail, refusal, same_engine=same_engine)
 
-    def _judge_head(self, reader: http1.ResponseReader) -> None:
+    def _judge_head(self, reader: ResponseReader) -> None:
         """Decide by the head whether this is a stream, a unary answer, or a reason to ask another engine."""
         status = reader.status
         if not self._opened:
@@ -243,7 +244,7 @@ class Answer:
 
     # ---- streams ----
 
-    def _scan(self, reader: http1.ResponseReader, scanner: Scanner) -> bytes | None:
+    def _scan(self, reader: ResponseReader, scanner: Scanner) -> bytes | None:
         """Return the bytes to forward, or None if the stream has to be given up."""
         payload = reader.take_body()
         try:
@@ -252,7 +253,7 @@ class Answer:
         except EventTooLong:
             return None
 
-    def _hold_events(self, reader: http1.ResponseReader) -> bytes:
+    def _hold_events(self, reader: ResponseReader) -> bytes:
         """Hold a stream's head until its first event: an error there still gets another engine or a real status."""
         scanner = cast(Scanner, self._scanner)
         ready = self._scan(reader, scanner)
@@ -280,16 +281,16 @@ class Answer:
             return b""
         return self.whole(status, body, "failed")
 
-    def _open_stream(self, reader: http1.ResponseReader) -> bytes:
+    def _open_stream(self, reader: ResponseReader) -> bytes:
         self.stage = STREAMING
         if self._opened:
             return b""
         self._chunked = not self._version_10
         self._keep_alive = self._keep_alive and self._chunked and not self._router.draining
         framing = CHUNKED if self._chunked else b""
-        return http1.answer_head(reader, self._request_id, framing, self._keep_alive)
+        return answer_head(reader, self._request_id, framing, self._keep_alive)
 
-    def _stream(self, reader: http1.ResponseReader) -> bytes:
+    def _stream(self, reader: ResponseReader) -> bytes:
         scanner = cast(Scanner, self._scanner)
         ready = self._scan(reader, scanner)
         if ready is None:
@@ -297,7 +298,7 @@ class Answer:
             return self._break("event_too_long", Code.UPSTREAM_FAILED, message)
         return self._forward(ready, scanner, reader)
 
-    def _forward(self, ready: bytes, scanner: Scanner, reader: http1.ResponseReader) -> bytes:
+    def _forward(self, ready: bytes, scanner: Scanner, reader: ResponseReader) -> bytes:
         self.token_seen = scanner.token_seen
         if ready and self._chunked:
             ready = http1.chunk(ready)
@@ -324,7 +325,7 @@ class Answer:
 
     # ---- unary answers ----
 
-    def _hold_unary(self, reader: http1.ResponseReader) -> bytes:
+    def _hold_unary(self, reader: ResponseReader) -> bytes:
         """Hold a unary answer while it fits: a cut one can then still be asked for again."""
         piece = reader.take_body()
         if reader.complete:
@@ -336,7 +337,7 @@ class Answer:
                 return self._open_unary(reader)
         return b""
 
-    def _finish_unary(self, reader: http1.ResponseReader, body: bytes) -> bytes:
+    def _finish_unary(self, reader: ResponseReader, body: bytes) -> bytes:
         """Forward a whole answer, unless it is one that the engine gave up."""
         status = reader.status
         if self._opened:
@@ -350,9 +351,9 @@ class Answer:
         if status == 200:
             self._told = usage.find(body)
         self.verdict = self._whole(status, keep_alive)
-        return http1.answer_head(reader, self._request_id, framing, keep_alive) + body
+        return answer_head(reader, self._request_id, framing, keep_alive) + body
 
-    def _open_unary(self, reader: http1.ResponseReader) -> bytes:
+    def _open_unary(self, reader: ResponseReader) -> bytes:
         """Start forwarding an answer that is too large to hold."""
         if self._opened:
             return self._say_in_stream(b"{}", "failed")
@@ -361,12 +362,12 @@ class Answer:
         self._chunked = not sized and not self._version_10
         self._keep_alive = self._keep_alive and (sized or self._chunked) and not self._router.draining
         framing = None if sized else CHUNKED if self._chunked else b""
-        head = http1.answer_head(reader, self._request_id, framing, self._keep_alive)
+        head = answer_head(reader, self._request_id, framing, self._keep_alive)
         body = b"".join(self._held)
         self._held.clear()
         return head + (http1.chunk(body) if self._chunked else body)
 
-    def _pass(self, reader: http1.ResponseReader) -> bytes:
+    def _pass(self, reader: ResponseReader) -> bytes:
         piece = reader.take_body()
         self._tail = (self._tail + piece[-usage.WINDOW :])[-usage.WINDOW :]
         if piece and self._chunked:

@@ -1,7 +1,7 @@
-"""The router process: its listeners, the backends file, the timers and the way it ends.
+"""The router process: its listeners, the timers, the health checks and the way it ends.
 
-In: settings and a path. Out: a serving process that leaves gracefully on SIGTERM. The admin listener (`/metrics`,
-`/fleet`, `/drain`) runs on aiohttp; nothing a client waits for does. It never writes a file.
+In: settings and paths. Out: a serving process that leaves gracefully on SIGTERM. Its files are in `files/`, what it
+says of itself in `admin/`. It never answers a request itself.
 """
 
 from __future__ import annotations
@@ -13,24 +13,20 @@ import os
 import resource
 import signal
 import socket
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 
-from llmfleet.api.document import DocumentError, Role, parse_document
+from llmfleet.router.admin.app import admin, gauges, registry_of, start_drain
 from llmfleet.router.client import check
-from llmfleet.router.keys import KeysError, parse_keys
-from llmfleet.router.limits import DEFAULT_CLASS, Settings, max_connections
+from llmfleet.router.files.app import AccessLog, KeysWatch, Watch
+from llmfleet.router.limits import Settings, max_connections
 from llmfleet.router.peers.client import Gossip
-from llmfleet.router.pick import Backend, view
+from llmfleet.router.pick import Backend
 from llmfleet.router.proxy import Client, Router
-from llmfleet.router.usage import Record, line, rfc3339
-from llmfleet.settings import UnreadableSettings, parse_yaml
-from llmfleet.telemetry import EndpointGauges, HandoffGauges, RouterGauges, RouterMetrics
+from llmfleet.telemetry import RouterMetrics
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +36,6 @@ DRAIN_POLL_SECONDS: Final = 0.1
 FLUSH_SECONDS: Final = 1.0
 BACKLOG: Final = 4096
 STDOUT: Final = 1
-MAX_RECORDS: Final = 100_000  # of the access log that wait while it cannot be written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,236 +45,6 @@ class Listen:
     host: str | None
     port: int
     admin_port: int
-
-
-class FileWatch(ABC):
-    """Looks at a file and hands over what it holds when it is another one; one `stat` per look."""
-
-    what = ""  # the file is, in log lines
-
-    def __init__(self, path: str, router: Router) -> None:
-        self._path, self._router = path, router
-        self._seen: tuple[int, int, int] | None = None
-        self._complained = ""
-
-    def look(self) -> None:
-        """Read the file if it is another one than last time."""
-        try:
-            stat = os.stat(self._path)
-            mark = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
-            if mark == self._seen:
-                return
-            with open(self._path, "rb") as file:
-                data = file.read()
-        except OSError as error:
-            self._seen = None
-            self._complain(f"cannot be read: {error.strerror}", counted=False)
-            return
-        self._seen = mark
-        self._adopt(data)
-
-    @abstractmethod
-    def _adopt(self, data: bytes) -> None:
-        """Use what the file holds, or complain."""
-
-    def _complain(self, message: str, *, counted: bool) -> None:
-        """Say once why the file is not used; what was last good stays."""
-        if message != self._complained:
-            self._complained = message
-            fields = {"path": self._path, "reason": message, "counted": counted}
-            log.warning(f"{self.what} not adopted, keeping the last good one", extra={"fields": fields})
-
-
-class Watch(FileWatch):
-    """Keeps the router's fleet equal to the last valid backends file."""
-
-    what = "backends document"
-
-    def __init__(self, path: str, router: Router, wall_clock: Callable[[], float]) -> None:
-        super().__init__(path, router)
-        self._wall_clock = wall_clock
-        self.adopted_at: float | None = None
-        self.gossip: Gossip | None = None
-
-    def _adopt(self, data: bytes) -> None:
-        router = self._router
-        try:
-            document = parse_document(data)
-        except DocumentError as error:
-            router.metrics.document_errors += 1
-            self._complain(str(error), counted=True)
-            return
-        self._complained = ""
-        for backend in router.fleet.apply(document):
-            while backend.idle:
-                backend.idle.pop().transport.abort()
-        router.quotas.fraction = 1 / max(1, len(document.peers))
-        if self.gossip is not None:
-            self.gossip.adopted(document.peers)
-        router.adopted()
-        router.loaded = True
-        router.loaded_at = self._wall_clock()
-        self.adopted_at = router.loop.time()
-        router.metrics.document_loads += 1
-        fields = {"generation": document.generation, "models": len(document.models)}
-        log.info("backends document adopted", extra={"fields": fields})
-
-
-class KeysWatch(FileWatch):
-    """Keeps the router's keyring equal to the last valid keys file; without one nobody is let in."""
-
-    what = "keys file"
-
-    def _adopt(self, data: bytes) -> None:
-        router = self._router
-        settings = router.settings
-        try:
-            salted = settings.body.cache_salt == "tenant"
-            keyring = parse_keys(parse_yaml(data), settings.classes, DEFAULT_CLASS, salted=salted)
-        except (KeysError, UnreadableSettings) as error:
-            router.metrics.keys_errors += 1
-            self._complain(str(error), counted=True)
-            return
-        self._complained = ""
-        router.keyring = keyring
-        router.quotas.keep(keyring.tenants)
-        router.metrics.keys_loads += 1
-        log.info("keys file adopted", extra={"fields": {"tenants": len(keyring.tenants)}})
-
-
-class AccessLog:
-    """Writes what the router recorded, a few times a second and beside the event loop: a slow reader stops nobody."""
-
-    def __init__(self, router: Router, descriptor: int, wall_clock: Callable[[], float]) -> None:
-        self._router, self._descriptor, self._wall_clock = router, descriptor, wall_clock
-        self._writing: asyncio.Future[None] | None = None
-
-    def flush(self) -> None:
-        """Hand over what there is; while the last lot is still being written, records wait, but not without end."""
-        router = self._router
-        router.wall_offset = self._wall_clock() - router.loop.time()
-        if not router.records:
-            return
-        if self._writing is not None and not self._writing.done():
-            surplus = len(router.records) - MAX_RECORDS
-            if surplus > 0:
-                del router.records[:surplus]
-                router.metrics.access_log_dropped += surplus
-            return
-        records, router.records = router.records, []
-        self._writing = router.loop.run_in_executor(None, self._write, records)
-
-    def close(self) -> None:
-        """Write what is left."""
-        if self._router.records:
-            self._write(self._router.records)
-            self._router.records = []
-
-    def _write(self, records: list[Record]) -> None:
-        data = memoryview(b"".join(line(record, rfc3339(record.at)) for record in records))
-        try:
-            while data:
-                data = data[os.write(self._descriptor, data) :]
-        except OSError as error:
-            self._router.metrics.access_log_dropped += len(records)
-            log.warning("access log not written", extra={"fields": {"reason": error.strerror}})
-
-
-def gauges(router: Router, watch: Watch, gossip: Gossip) -> RouterGauges:
-    """Read the router's state for a scrape."""
-    peers, heard = gossip.gauges()
-    return RouterGauges(
-        connections=len(router.clients),
-        max_connections=router.max_connections,
-        draining=router.draining,
-        peers=peers,
-        peers_heard=heard,
-        prefixes=tuple(
-            (name, result, count)
-            for name, pool in router.fleet.models.items()
-            for result, count in (("hit", pool.hits), ("miss", pool.misses), ("spread", pool.spread))
-        ),
-        quarantined=router.quarantine.refused,
-        panic=tuple((pool.name, pool.panic, pool.budget.refused) for pool in router.fleet.models.values()),
-        queues=tuple(
-            (name, router.waiting(name), pool.room.bytes if pool.room is not None else 0)
-            for name, pool in router.fleet.models.items()
-        ),
-        generation=router.fleet.generation,
-        document_age_seconds=-1.0 if watch.adopted_at is None else router.loop.time() - watch.adopted_at,
-        endpoints=tuple(
-            EndpointGauges(
-                llmcluster=b.instance,
-                role=str(b.role),
-                in_flight=b.in_flight,
-                slots=b.slots,
-                limit=b.limit,
-                picks=b.picks,
-                failures=b.failures,
-                ttft_count=b.ttft_count,
-                ttft_sum=b.ttft_sum,
-                out=str(b.vitals.why or ""),
-                ejections=b.vitals.ejections,
-            )
-            for b in router.fleet.backends.values()
-        ),
-        handoffs=tuple(
-            HandoffGauges(
-                llmcluster=b.instance,
-                outstanding=b.ledger.outstanding(router.loop.time()),
-                fates=b.ledger.fates,
-                breaker_opened=b.breaker.opened,
-            )
-            for b in router.fleet.backends.values()
-            if b.role is Role.PREFILL
-        ),
-    )
-
-
-def fleet_answer(router: Router, pod: str) -> dict[str, Any]:
-    """Describe the router for `/fleet`; the drain handshake reads `generation`."""
-    return {
-        "generation": router.fleet.generation,
-        "pod": pod,
-        "draining": router.draining,
-        "connections": len(router.clients),
-        "waiting": {name: router.waiting(name) for name in router.waits.pools},
-        **view(router.fleet),
-    }
-
-
-def admin(router: Router, registry: CollectorRegistry, pod: str, gossip: Gossip) -> web.Application:
-    """Build the admin application; it is not behind the client Service."""
-
-    async def metrics(request: web.Request) -> web.Response:
-        return web.Response(
-            body=generate_latest(registry),
-            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
-        )
-
-    async def fleet(request: web.Request) -> web.Response:
-        return web.json_response(fleet_answer(router, pod))
-
-    async def peers(request: web.Request) -> web.Response:
-        return web.Response(body=gossip.answer(), content_type="application/json")
-
-    async def drain(request: web.Request) -> web.Response:
-        start_drain(router)
-        return web.json_response({"draining": True, "busy": router.busy()})
-
-    app = web.Application()
-    app.router.add_get("/metrics", metrics)
-    app.router.add_get("/fleet", fleet)
-    app.router.add_get("/peers", peers)
-    app.router.add_post("/drain", drain)
-    return app
-
-
-def start_drain(router: Router) -> None:
-    """Turn unready; requests are still taken, on connections that close after their answer."""
-    if not router.draining:
-        router.draining = True
-        log.info("draining", extra={"fields": {"busy": router.busy(), "connections": len(router.clients)}})
 
 
 async def repeat(seconds: float, step: Callable[[], None]) -> None:
@@ -508,13 +273,3 @@ async def serve(
     await stop.wait()
     await app.leave(now_exit)
     await app.close()
-
-
-def registry_of(metrics: RouterMetrics) -> CollectorRegistry:
-    """Register the router's metrics beside those of the process."""
-    registry = CollectorRegistry()
-    registry.register(metrics)
-    ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
-    GCCollector(registry=registry)
-    return registry

@@ -12,6 +12,7 @@ from typing import Final, Protocol, cast
 
 from llmfleet.router import http1
 from llmfleet.router.pick import Backend
+from llmfleet.router.response import ResponseReader
 
 
 class Owner(Protocol):
@@ -35,7 +36,7 @@ class Upstream(asyncio.Protocol):
         self._paused = False
         self.fresh = True  # no answer was read on it yet
         self.idle_since = 0.0
-        self.reader = http1.ResponseReader()
+        self.reader = ResponseReader()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)

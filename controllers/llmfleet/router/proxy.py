@@ -32,6 +32,7 @@ from llmfleet.router.limits import Settings
 from llmfleet.router.pick import Backend, Fleet, ModelPool, key_of
 from llmfleet.router.policy import Origin
 from llmfleet.router.relay import Exchange
+from llmfleet.router.request import RequestReader, head_pattern
 from llmfleet.router.retries import Quarantine
 from llmfleet.router.shares import Room
 from llmfleet.router.sse import Dialect
@@ -115,10 +116,10 @@ class Router:
         metrics.quota_refusals = self.quotas.refused
         self.records: list[Record] | None = [] if settings.access_log.enabled else None  # for the access log
         self.wall_offset = 0.0  # from the loop's clock to the wall's
-        self.head_pattern = http1.head_pattern(settings.forward_headers, keyed=keyed)
+        self.head_pattern = head_pattern(settings.forward_headers, keyed=keyed)
         # Unique over processes and restarts; engines derive their own ids from it.
         prefix = b"req-" + secrets.token_hex(8).encode()
-        self.ids = (b"%b%08x" % (prefix, number) for number in itertools.count())
+        self.ids = map((prefix + b"%08x").__mod__, itertools.count())
 
     def released(self, pool: ModelPool, backend: Backend) -> None:
         """A slot became free; requests held for one would be started here."""
@@ -416,7 +417,7 @@ class Client(asyncio.Protocol):
     def __init__(self, router: Router) -> None:
         self._router = router
         limits = router.settings.limits
-        self._reader = http1.RequestReader(
+        self._reader = RequestReader(
             pattern=router.head_pattern,
             max_head=limits.max_header_bytes,
             max_headers=limits.max_headers,

@@ -16,19 +16,16 @@ disagree do not take the same. A router that sees nobody keeps to its equal part
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+from llmfleet.router.division import Row, cut, equal_part, handovers, targets
+from llmfleet.router.reports import Line, Report
 
 INTERVAL_SECONDS: Final = 0.25
 UNSEEN_SECONDS: Final = 2.0  # without a report for so long, a peer counts as gone
 ADOPT_TICKS: Final = 4  # a slot without owner must be seen in so many intervals: it may only be on its way
-MAX_COUNT: Final = 1 << 31
-MAX_NAME: Final = 1024
-
-
-class ReportError(ValueError):
-    """A report that must not be used."""
 
 
 class Load(NamedTuple):
@@ -47,43 +44,6 @@ class Room(NamedTuple):
     beside: int = 0  # others that want slots: turned away just now, or stored
 
 
-class Line(NamedTuple):
-    """One engine in a report."""
-
-    in_flight: int
-    wanted: int
-    owned: int
-    oldest: float
-    given: Sequence[int]  # slots handed over so far, by peer, in the order of the report's `sees`
-    got: Sequence[int]  # slots taken over so far, likewise
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What a router says of itself; counters concern the incarnations it `sees`."""
-
-    name: str
-    incarnation: str
-    sequence: int = 0
-    draining: bool = False
-    sees: Mapping[str, str] = field(default_factory=dict)
-    engines: Mapping[str, Line] = field(default_factory=dict)
-    waiting: Mapping[str, int] = field(default_factory=dict)  # by model
-    place: Mapping[str, int] = field(default_factory=dict)  # of each peer in `sees`
-    at: float = 0.0  # when it was heard
-
-
-class Row(NamedTuple):
-    """One router in the view of one engine; `owned` includes what is on its way to it."""
-
-    name: str
-    in_flight: int
-    wanted: int
-    owned: int
-    oldest: float
-    leaving: bool
-
-
 class _Own:
     """What this router owns of one engine."""
 
@@ -96,85 +56,6 @@ class _Own:
         self.got: dict[str, int] = {}
         self.short = 0  # slots without owner, the fewest seen in `ticks` intervals
         self.ticks = 0
-
-
-def equal_part(slots: int, names: Iterable[str], name: str) -> int:
-    """Return one router's part when nobody knows anything of the others; all parts add up to the slots."""
-    ordered = sorted(names)
-    each, rest = divmod(slots, len(ordered))
-    return each + (ordered.index(name) < rest)
-
-
-def targets(slots: int, rows: Sequence[Row]) -> list[int]:
-    """Divide an engine's slots by demand; the sum is `slots`."""
-    demands = [row.in_flight + row.wanted for row in rows]
-    total = sum(demands)
-    if total >= slots:
-        return _in_proportion(slots, rows, demands, total)
-    staying = sorted((i for i, row in enumerate(rows) if not row.leaving), key=lambda i: rows[i].name)
-    staying = staying or list(range(len(rows)))
-    each, rest = divmod(slots - total, len(staying))
-    parts = demands
-    for rank, index in enumerate(staying):
-        parts[index] += each + (rank < rest)
-    return parts
-
-
-def _in_proportion(slots: int, rows: Sequence[Row], demands: Sequence[int], total: int) -> list[int]:
-    """Give by largest remainder, but first one to each that would get none, the longest wait first."""
-    parts = [slots * demand // total for demand in demands]
-    hungry = [i for i, demand in enumerate(demands) if demand and not parts[i]]
-    hungry.sort(key=lambda i: (-rows[i].oldest, rows[i].name))
-    others = [i for i, demand in enumerate(demands) if demand and parts[i]]
-    others.sort(key=lambda i: (-(slots * demands[i] % total), rows[i].name))
-    for index in (hungry + others)[: slots - sum(parts)]:
-        parts[index] += 1
-    return parts
-
-
-def handovers(name: str, rows: Sequence[Row], parts: Sequence[int]) -> dict[str, int]:
-    """Return how many slots one router hands to which: everybody computes all of it and does its own part.
-
-    Those who wait come first. Without waiting, only who has less than half of its reserve is topped up: slots that
-    wander all the time are of no use to anybody.
-    """
-    needs = []
-    for row, part in zip(rows, parts, strict=True):
-        missing = part - row.owned
-        reserve = part - row.in_flight - row.wanted
-        if missing > 0 and (row.wanted or row.owned - row.in_flight < reserve // 2):
-            needs.append((not row.wanted, -row.oldest, -missing, row.name))
-    if not needs:
-        return {}
-    spare = ((row.owned - max(row.in_flight, part), row.name) for row, part in zip(rows, parts, strict=True))
-    # One entry per slot to hand over, in an order that everybody finds alike.
-    givers = [giver for surplus, giver in sorted(spare, reverse=True) for _ in range(surplus)]
-    takers = [taker for _, _, missing, taker in sorted(needs) for _ in range(-missing)]
-    given: dict[str, int] = {}
-    for giver, taker in zip(givers, takers, strict=False):
-        if giver == name:
-            given[taker] = given.get(taker, 0) + 1
-    return given
-
-
-def cut(excess: int, rows: Sequence[Row], name: str) -> int:
-    """Return how many of its slots one router gives up when more are owned than there are: unused ones first."""
-    unused = [max(0, row.owned - row.in_flight) for row in rows]
-    mine = next(i for i, row in enumerate(rows) if row.name == name)
-    first = _part_of(min(excess, sum(unused)), unused, rows)[mine]
-    rest = [row.owned - u for row, u in zip(rows, unused, strict=True)]
-    return first + _part_of(min(max(0, excess - sum(unused)), sum(rest)), rest, rows)[mine]
-
-
-def _part_of(amount: int, weights: Sequence[int], rows: Sequence[Row]) -> list[int]:
-    total = sum(weights)
-    if not total or not amount:
-        return [0] * len(weights)
-    parts = [amount * weight // total for weight in weights]
-    order = sorted(range(len(weights)), key=lambda i: (-(amount * weights[i] % total), rows[i].name))
-    for index in order[: amount - sum(parts)]:
-        parts[index] += 1
-    return parts
 
 
 class Shares:
@@ -449,60 +330,3 @@ def _spread(waiting: int, engines: Sequence[str], unused: Mapping[str, int]) -> 
         if amount:
             spread[key] = spread.get(key, 0) + amount
     return spread
-
-
-# ---- on the wire ----
-
-
-def render_report(report: Report) -> dict[str, Any]:
-    """Return the report as JSON values."""
-    return {
-        "name": report.name,
-        "incarnation": report.incarnation,
-        "sequence": report.sequence,
-        "draining": report.draining,
-        "sees": report.sees,
-        "engines": {key: list(line) for key, line in report.engines.items()},
-        "waiting": report.waiting,
-    }
-
-
-def parse_report(raw: object) -> Report:
-    """Read a report; anything unexpected is an error, as a wrong count could fill an engine twice."""
-    try:
-        return _report(raw)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ReportError(f"not a report: {error!r}") from None
-
-
-def _report(raw: Any) -> Report:
-    sees = dict(raw["sees"])
-    _texts([raw["name"], raw["incarnation"], *sees, *sees.values(), *raw["engines"], *raw.get("waiting", {})])
-    _counts([raw["sequence"], *raw.get("waiting", {}).values()])
-    return Report(
-        name=raw["name"],
-        incarnation=raw["incarnation"],
-        sequence=raw["sequence"],
-        draining=raw.get("draining") is True,
-        sees=sees,
-        engines={key: _line(line, len(sees)) for key, line in raw["engines"].items()},
-        waiting=dict(raw.get("waiting", {})),
-    )
-
-
-def _line(raw: Any, peers: int) -> Line:
-    in_flight, wanted, owned, oldest, given, got = raw[:6]
-    _counts((in_flight, wanted, owned, *given, *got))
-    if type(oldest) not in (int, float) or not 0 <= oldest < MAX_COUNT or len(given) != peers or len(got) != peers:
-        raise ValueError(f"{raw!r} is no engine's line")
-    return Line(in_flight, wanted, owned, oldest, given, got)
-
-
-def _counts(values: Sequence[Any]) -> None:
-    if set(map(type, values)) - {int} or min(values, default=0) < 0 or max(values, default=0) >= MAX_COUNT:
-        raise ValueError(f"{values!r} are no counts")
-
-
-def _texts(values: Sequence[Any]) -> None:
-    if set(map(type, values)) - {str} or not all(values) or max(map(len, values)) > MAX_NAME:
-        raise ValueError(f"{values!r} are no names")

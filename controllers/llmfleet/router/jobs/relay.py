@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from llmfleet.router import http1
 from llmfleet.router.answer import Ended
 from llmfleet.router.jobs.entry import Result
 from llmfleet.router.relay import Exchange
+from llmfleet.router.response import ResponseReader
 
 _TYPE: Final = re.compile(rb"\r\ncontent-type:[ \t]*([^\r]*)", re.IGNORECASE)
 
@@ -24,7 +24,7 @@ class Collector:
     blocked = False
 
     def __init__(self, limit: int, over: Callable[[Result | None], None]) -> None:
-        self._reader = http1.ResponseReader()
+        self._reader = ResponseReader()
         self._pieces: list[bytes] = []
         self._size = 0
         self._limit, self._over = limit, over

@@ -16,17 +16,10 @@ from typing import Any, Final, Protocol
 import orjson
 
 from llmfleet.api.document import Peer, State
+from llmfleet.router.division import equal_part
 from llmfleet.router.pick import Fleet, key_of
-from llmfleet.router.shares import (
-    INTERVAL_SECONDS,
-    Load,
-    ReportError,
-    Room,
-    Shares,
-    equal_part,
-    parse_report,
-    render_report,
-)
+from llmfleet.router.reports import ReportError, parse_report, render_report
+from llmfleet.router.shares import INTERVAL_SECONDS, Load, Room, Shares
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What a router process says of itself, and the order to drain."""

@@ -1,0 +1,1 @@
+"""The files that a router process reads and writes."""
