@@ -234,7 +234,8 @@ class Scheduler:
         if not seq.computed:
             self.pool.adopt(seq.holding, found, seq.salt)
             seq.computed = start
-            seq.cached = seq.cached or start
+            if not seq.preemptions:  # what comes back finds its own tokens: no merit of the cache
+                seq.cached = seq.cached or start
         return count if self.pool.grow(seq.holding, start + count) else self._give_up(seq)
 
     def _give_up(self, seq: Sequence) -> int:

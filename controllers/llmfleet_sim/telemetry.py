@@ -161,7 +161,9 @@ class Telemetry:
         family.scalar(self.started, model_name=self._base["model_name"], reason=limit).inc()
 
     def admitted(self, seq: Seq) -> None:
-        """Count prefix cache look-ups when a sequence starts."""
+        """Count prefix cache look-ups when a sequence starts; as in vLLM not again after a preemption."""
+        if seq.preemptions:
+            return
         local = seq.cached - seq.external
         self.scalar("vllm:prefix_cache_queries").inc(len(seq.prompt))
         self.scalar("vllm:prefix_cache_hits").inc(local)

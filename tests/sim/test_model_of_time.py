@@ -250,3 +250,14 @@ def test_blocks_given_out_never_exceed_the_pool(actions):
             pool.name_full(holdings[which], array("Q", [which] * 80), lengths[which])
         assert 0 <= pool.used <= 19
         assert pool.used == len({n for h in holdings for n in h.shared}) + sum(h.private for h in holdings)
+
+
+def test_a_preempted_sequence_does_not_count_its_own_tokens_as_cached():
+    engine = scheduler(blocks=11)
+    found = []
+    engine.on_admit = lambda seq: found.append((seq.index, seq.preemptions, seq.cached))
+    for index in (1, 2):
+        engine.add(sequence(prompt=8, max_tokens=16, index=index, ids=range(100 * index, 100 * index + 8)))
+    run(engine)
+    assert any(preemptions for _, preemptions, _ in found)
+    assert {cached for _, _, cached in found} == {0}
