@@ -18,6 +18,7 @@ from llmfleet.capacity.profiles import FALLBACK, PROFILES, StepTime, find_profil
 LEAST_RHO: Final = 0.05
 """An objective below one step's own time cannot be met; such a fleet still gets a finite size."""
 KV_SHARE: Final = 0.9
+"""Of KV cache and slots; requests do not come evenly."""
 LEARNED_LOW: Final = 0.5
 LEARNED_HIGH: Final = 2.0
 LEARNED_WIDE: Final = 8.0
@@ -106,15 +107,22 @@ def instances_for(load: float, shape: Shape, capacity: Capacity) -> float:
 
 
 def for_memory(load: float, shape: Shape, capacity: Capacity) -> float:
-    """Instances whose KV cache holds all requests that are answered at once at the objective's pace."""
+    """Instances whose KV cache holds all requests that are answered at once."""
     if not capacity.kv_tokens:
         return 0.0
-    at_once = shape.requests * shape.output * capacity.tpot
-    return at_once * shape.context / (KV_SHARE * capacity.kv_tokens)
+    return sharing(load, shape, capacity, shape.context / (KV_SHARE * capacity.kv_tokens))
 
 
 def for_slots(load: float, shape: Shape, capacity: Capacity) -> float:
     """Instances whose slots hold them; a small model runs out of slots long before it runs out of time."""
-    steps = capacity.steps.a / max(1 - capacity.rho, 1e-6)
-    at_once = shape.requests * shape.output * min(steps, capacity.tpot)
-    return at_once / capacity.slots
+    return sharing(load, shape, capacity, 1 / (KV_SHARE * capacity.slots))
+
+
+def sharing(load: float, shape: Shape, capacity: Capacity, taken: float) -> float:
+    """Instances of which each request takes this share for as long as it is answered.
+
+    With n of them a step takes `a / (1 - load / n)`, so they are within their means when n is above the load by what
+    the requests would take if steps took only `a`. Steps never take longer than the objective allows, which bounds it.
+    """
+    tokens = shape.requests * shape.output
+    return min(load + tokens * capacity.steps.a * taken, max(load / capacity.rho, tokens * capacity.tpot * taken))

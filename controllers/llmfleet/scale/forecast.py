@@ -26,7 +26,7 @@ MOST_EXCESS: Final = 4.0
 """One freak burst must not hold a fleet at its maximum for a day."""
 SMALL: Final = 0.5
 """Instances: below this load a peak is measured by it, or the first request after a pause would be an infinite one."""
-ETA: Final = 0.003
+ETA: Final = 0.006
 AIM: Final = 0.8
 """Of the budget: the fleet is sized for a little less than it may miss."""
 MOST_MISSED: Final = 300.0

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from crds.crd_objects import shape
 from llmfleet.api.autoscaler import CapacitySpec, Coefficients, Slo, WorkBudget
 from llmfleet.api.parse import parse_spec
-from llmfleet.capacity.capacity import LEARNED_HIGH, LEARNED_LOW, Shape, build_capacity, instances_for
-from llmfleet.capacity.profiles import FALLBACK, PROFILES
+from llmfleet.capacity.capacity import (
+    LEARNED_HIGH,
+    LEARNED_LOW,
+    Capacity,
+    Shape,
+    build_capacity,
+    for_memory,
+    for_slots,
+    instances_for,
+    tokens_per_step,
+)
+from llmfleet.capacity.profiles import FALLBACK, PROFILES, StepTime
 from llmfleet.scale.learn import learn
 from llmfleet.scale.memory import Learned
 from llmfleet.scale.work import Rates
@@ -37,12 +51,48 @@ def test_auto_is_a_guess_and_says_so() -> None:
     assert capacity.steps == PROFILES[FALLBACK].steps
 
 
+def load_of(shape: Shape, capacity: Capacity) -> float:
+    return shape.requests * capacity.steps.work(shape.prompt, shape.output)
+
+
 def test_memory_and_slots_bind_before_time_where_requests_are_long_or_many() -> None:
     capacity = build_capacity(SPEC, LLAMA)
-    long = Shape(requests=1.0, prompt=100_000, output=2000)
     many = Shape(requests=100.0, prompt=10, output=500)
-    assert instances_for(0.1, long, capacity) > 5
-    assert instances_for(0.1, many, capacity) == pytest.approx(100 * 500 * 0.05 / 256)
+    load = load_of(many, capacity)
+    assert for_slots(load, many, capacity) > load / capacity.rho > for_memory(load, many, capacity)
+    assert instances_for(load, many, capacity) == for_slots(load, many, capacity)
+    small = replace(capacity, kv_tokens=50_000)
+    long = Shape(requests=1.0, prompt=8000, output=2000)
+    load = load_of(long, small)
+    assert instances_for(load, long, small) == for_memory(load, long, small) > load / small.rho
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(rate=st.floats(0.01, 100), prompt=st.floats(1, 20_000), output=st.floats(1, 2000))
+def test_with_as_many_instances_as_slots_ask_for_requests_fit_into_them(
+    rate: float, prompt: float, output: float
+) -> None:
+    """At that size the steps are as long as the size makes them, and so is the number of requests at once."""
+    capacity, shape = build_capacity(SPEC, LLAMA), Shape(requests=rate, prompt=prompt, output=output)
+    load = load_of(shape, capacity)
+    size = instances_for(load, shape, capacity)
+    step = capacity.steps.a / (1 - load / size)
+    assert step <= capacity.tpot * (1 + 1e-9)
+    assert rate * output * step <= capacity.slots * size
+
+
+@given(tpot=st.floats(0.02, 0.5))
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_a_chunk_leaves_room_for_the_requests_beside_it(tpot: float) -> None:
+    steps = PROFILES["llama-70b-fp8-h100-tp8"].steps
+    chunk = tokens_per_step(steps, tpot, 8192)
+    assert 256 <= chunk <= 8192
+    assert chunk == 256 or steps.step(20, chunk, 20_000) <= tpot
+    assert chunk == 8192 or steps.step(0, chunk + 64, 0) > 0.9 * tpot
+
+
+def test_a_chunk_of_free_prompts_is_the_greatest_there_is() -> None:
+    assert tokens_per_step(StepTime(a=0.01, b=0.001, c=0.0, d=0.0), 0.05, 8192) == 8192
 
 
 def test_an_objective_below_one_step_still_gives_a_finite_size() -> None:
