@@ -74,13 +74,13 @@ def fill_in(text: str, values: Mapping[str, str], seconds: float = 0) -> str:
     return re.sub(r"\$([a-z_]\w*)", lambda match: {**built_in, **values}[match[1]], text)
 
 
-def show(prometheus: Prometheus, query: Query, values: Mapping[str, str], time: Range) -> Shown:
+def show(prometheus: Prometheus, query: Query, values: Mapping[str, str], time: Range, step: int = INTERVAL) -> Shown:
     """Ask, and judge the answer."""
     expr = fill_in(query.expr, values, time.end - time.start)
     if query.instant:
         answer = prometheus.ask("query", query=expr, time=time.end)
     else:
-        answer = prometheus.ask("query_range", query=expr, start=time.start, end=time.end, step=INTERVAL)
+        answer = prometheus.ask("query_range", query=expr, start=time.start, end=time.end, step=step)
     if answer["status"] != "success":
         return Shown(query=query, series=(), problems=(f"{answer.get('error')}: {expr}",))
     series = tuple(read_series(one, query) for one in answer["data"]["result"])

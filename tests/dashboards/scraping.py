@@ -10,7 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ class Recorded:
                 self.send_response(200)
                 self.send_header("Content-Type", "text/plain; version=0.0.4")
                 self.end_headers()
-                self.wfile.write(body)
+                with suppress(OSError):  # Prometheus waits a second, and a busy machine may need more
+                    self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
                 return None

@@ -169,6 +169,9 @@ def _instances() -> Row:
 
 
 def _routes() -> Row:
+    published = gauge("llmfleet_route_document_generation", PUBLISHED, "exported_namespace", how="max")
+    newest = f'max by (namespace) (label_replace({published}, "namespace", "$1", "exported_namespace", "(.+)"))'
+    used = gauge("llmfleet_router_document_generation", ROUTER, "namespace, pod", how="max")
     return Row(
         title="Routes",
         panels=(
@@ -183,16 +186,13 @@ def _routes() -> Row:
                 stacked=True,
             ),
             lines(
-                "Generation published, generation in use",
-                "Routers follow within a second or two. One that stays behind: look at its route-sync container.",
-                Unit.COUNT,
-                ask(
-                    gauge("llmfleet_route_document_generation", PUBLISHED, "exported_namespace, configmap", how="max"),
-                    "published {{configmap}}",
-                ),
-                ask(
-                    gauge("llmfleet_router_document_generation", ROUTER, "namespace, pod", how="max"), "in use {{pod}}"
-                ),
+                "Routers behind",
+                "Between the newest backends document of a namespace and the one a router uses, by when they "
+                "were written. "
+                "Above zero for more than a few seconds: look at that router's route-sync container. With several "
+                "releases in one namespace the newest document may be another one's.",
+                Unit.SECONDS,
+                ask(f"clamp_min({newest} - on (namespace) group_right {used}, 0) / 1000", "{{pod}}"),
             ),
             lines(
                 "Documents written",

@@ -14,7 +14,12 @@ from llmfleet_dashboards.panels import FLEET, NAMESPACE, ask, figure, lines, now
 from llmfleet_dashboards.promql import ENGINE
 
 MEBIBYTE: Final = 1024 * 1024
-HOLDERS: Final = f"group by (namespace, fleet, llmcluster, role) (vllm:num_requests_running{{{ENGINE}}})"
+# An engine that is not scraped for a while still has its GPUs; of two answers about one instance, one is taken.
+HOLDERS: Final = (
+    "topk by (namespace, llmcluster) (1, group by (namespace, fleet, llmcluster, role) "
+    f"(present_over_time(vllm:num_requests_running{{{ENGINE}}}[15m])))"
+)
+SERVING: Final = 'present_over_time(vllm:num_requests_running{namespace=~"$namespace"}[$__rate_interval])'
 PRICE: Final = Variable(
     name="price",
     label="Dollars per GPU hour",
@@ -25,7 +30,7 @@ REQUESTED: Final = (
     'kube_pod_container_resource_requests{namespace=~"$namespace", container="engine", resource="nvidia_com_gpu"}'
 )
 OWNED: Final = f'label_replace({REQUESTED}, "llmcluster", "$1", "pod", "(.+)-[0-9]+")'
-IDLE: Final = f'{OWNED} unless on (namespace, llmcluster) vllm:num_requests_running{{namespace=~"$namespace"}}'
+IDLE: Final = f"{OWNED} unless on (namespace, llmcluster) {SERVING}"
 TOKENS: Final = f"vllm:generation_tokens_total{{{ENGINE}}}"
 
 

@@ -175,9 +175,9 @@ def _traffic() -> Row:
             ),
             lines(
                 "Requests by model",
-                "Requests as clients name their model; empty: the request never reached one.",
+                "Requests as clients name their model; none: the request never reached one.",
                 Unit.REQUESTS,
-                ask(rate(REQUESTS, WHERE, "model"), "{{model}}"),
+                ask(f'label_replace({rate(REQUESTS, WHERE, "model")}, "model", "none", "model", "")', "{{model}}"),
                 stacked=True,
             ),
         ),
@@ -222,13 +222,14 @@ def _models() -> Row:
     duration = "llmfleet_router_request_duration_seconds"
     tail = f"histogram_quantile(0.95, sum by (model, le) (rate({TTFT}_bucket{{{WHERE}}}[{window}]))) >= 0"
     longest = f"histogram_quantile(0.95, sum by (model, le) (rate({duration}_bucket{{{WHERE}}}[{window}]))) >= 0"
+    requests = f'label_replace(sum by (model) (rate({REQUESTS}{{{WHERE}}}[{window}])), "model", "none", "model", "")'
     return Row(
         title="Models",
         panels=(
             table(
                 "Models in this time range",
                 "One line for each model. Errors as in Availability.",
-                ("Requests", Unit.REQUESTS, f"sum by (model) (rate({REQUESTS}{{{WHERE}}}[{window}]))"),
+                ("Requests", Unit.REQUESTS, requests),
                 (
                     "Errors",
                     Unit.SHARE,

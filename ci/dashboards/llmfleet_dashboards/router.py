@@ -315,15 +315,20 @@ def _redis() -> Row:
 
 
 def _document() -> Row:
+    # A generation is the milliseconds since 1970 when it was written, or one more than the last.
+    generation, of = "llmfleet_router_document_generation", "namespace, release"
+    newest = gauge(generation, ROUTER, of, how="max")
+    oldest = gauge(generation, ROUTER, of, how="min")
     return Row(
         title="Routes, keys and other routers",
         panels=(
             lines(
-                "Generation of the routes",
-                "Generation of the backends document that each router uses; routers that stay behind keep "
-                "drains waiting.",
-                Unit.COUNT,
-                ask(gauge("llmfleet_router_document_generation", ROUTER, "pod", how="max"), "{{pod}}"),
+                "Routers apart",
+                "Between the newest and the oldest backends document that routers of one release use, by when "
+                "they were "
+                "written. Above zero for more than a few seconds: a router stays behind, and drains wait for it.",
+                Unit.SECONDS,
+                ask(f"({newest} - {oldest}) / 1000", "{{release}}"),
             ),
             lines(
                 "Documents and keys adopted, and refused",
