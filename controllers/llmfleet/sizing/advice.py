@@ -1,8 +1,9 @@
 """Whether prefill and decode belong on engines of their own for this workload, and why.
 
 In: a plan and the network between engines. Out: `Advice`: a mode, the two roles' fleets, and one sentence a reason.
-Splitting pays when long prompts would make running answers stutter, when both sides are large enough to be sized apart,
-and when it does not cost more GPUs than it saves. It decides nothing for the fleet: it is read by people.
+In one engine a prompt is read in small steps, or it would hold up everybody's next token; apart it is read in one go.
+Splitting pays when that matters for the first token or saves GPUs, when both sides are large enough to be sized apart,
+and when moving the KV is quick. It decides nothing for the fleet: it is read by people.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Final
 
-from llmfleet.capacity.capacity import KV_SHARE
-from llmfleet.sizing.memory import Cut
-from llmfleet.sizing.plan import FRONT_SECONDS, Option, Plan, Workload
+from llmfleet.sizing.memory import MOST_TOKENS, Cut
+from llmfleet.sizing.plan import FRONT_SECONDS, KV_SHARE, Option, Plan, Workload
 from llmfleet.sizing.speed import Speed
 
 NETWORK_SHARE: Final = 0.82
 """What a KV transfer was seen to reach: 8 us a token of 320 KiB on 400 Gbit/s."""
-STUTTER: Final = 3.0
-"""A step this many times the objective is a pause that people see."""
+LATE: Final = 0.4
+"""A first token that takes more of its objective than this gains from prompts that are read in one go."""
+FEWER: Final = 0.9
+"""GPUs of the split fleet over those of the whole one that are a gain by themselves."""
 MOST_TRANSFER: Final = 0.25
 """Of the time to first token."""
 MOST_EXTRA: Final = 1.1
@@ -53,7 +55,7 @@ class Advice:
     transfer: float
     """Seconds to move a prompt's KV."""
     stall: float
-    """Seconds of the longest step that a prompt causes."""
+    """Seconds that a prompt read in one go would hold everybody else up."""
 
 
 def advise(plan: Plan, *, network_gbit: float) -> Advice:
@@ -61,14 +63,13 @@ def advise(plan: Plan, *, network_gbit: float) -> Advice:
     transfer = transfer_seconds(plan, network_gbit)
     stall = longest_step(plan)
     prefill, decode = split(plan, transfer)
-    against = [*objections(plan, prefill, decode, transfer, stall)]
-    gain = (
-        f"a prompt makes running answers pause for {stall * 1e3:.0f} ms, {stall / plan.work.tpot:.0f} times the"
-        f" objective; apart, no answer waits for a prompt"
-    )
+    gain = [*gains(plan, prefill, decode, stall)]
+    against = [*objections(plan, prefill, decode, transfer)]
+    if not gain:
+        against.append(enough(plan))
     return Advice(
         mode="monolithic" if against else "disaggregated",
-        reasons=tuple(against) or (gain, *numbers(plan, prefill, decode, transfer)),
+        reasons=tuple(against) or (*gain, *numbers(plan, prefill, decode, transfer)),
         prefill=prefill,
         decode=decode,
         transfer=transfer,
@@ -83,9 +84,32 @@ def transfer_seconds(plan: Plan, network_gbit: float) -> float:
 
 
 def longest_step(plan: Plan) -> float:
-    """A step that takes in as much of a prompt as a batch may hold."""
+    """A step that takes in as much of a prompt as vLLM's own limit lets it."""
     steps = speed_of(plan.chosen).steps
-    return steps.a + steps.c * min(plan.work.computed, plan.engine.max_num_batched_tokens)
+    return steps.a + steps.c * min(plan.work.computed, MOST_TOKENS)
+
+
+def gains(plan: Plan, prefill: RolePlan | None, decode: RolePlan | None, stall: float) -> list[str]:
+    """What speaks for splitting."""
+    found, work, sized = [], plan.work, plan.chosen.sized
+    if sized and sized.ttft > LATE * work.ttft:
+        found.append(
+            f"in steps of {plan.chosen.engine.max_num_batched_tokens} tokens a prompt of {work.computed:.0f} takes"
+            f" {sized.ttft * 1e3:.0f} of {work.ttft * 1e3:.0f} ms, and in one go it would hold answers up for"
+            f" {stall * 1e3:.0f} ms; apart, neither waits for the other"
+        )
+    if prefill and decode and prefill.gpus + decode.gpus <= FEWER * plan.chosen.gpus:
+        found.append(f"split takes {prefill.gpus + decode.gpus} GPUs, whole {plan.chosen.gpus}")
+    return found
+
+
+def enough(plan: Plan) -> str:
+    sized, work = plan.chosen.sized, plan.work
+    ttft = sized.ttft if sized else 0.0
+    return (
+        f"in steps of {plan.chosen.engine.max_num_batched_tokens} tokens a first token takes {ttft * 1e3:.0f} of"
+        f" {work.ttft * 1e3:.0f} ms and no answer waits for a prompt: splitting gains nothing"
+    )
 
 
 def split(plan: Plan, transfer: float) -> tuple[RolePlan | None, RolePlan | None]:
@@ -105,7 +129,7 @@ def cheapest(roles: object) -> RolePlan | None:
 
 def prefill_role(plan: Plan, option: Option, transfer: float) -> RolePlan | None:
     """Prompts only: a step's own time is shared by the prompts in it."""
-    work, steps, batch = plan.work, speed_of(option).steps, plan.engine.max_num_batched_tokens
+    work, steps, batch = plan.work, speed_of(option).steps, MOST_TOKENS
     seconds = steps.c * work.computed + steps.a * ceil(max(work.computed, 1) / batch)
     spare = work.ttft - FRONT_SECONDS - transfer
     if seconds >= spare:
@@ -131,18 +155,13 @@ def role(cut: Cut, work: Workload, requests: float) -> RolePlan:
     return RolePlan(cut=cut, requests=requests, peak=peak, mean=mean)
 
 
-def objections(
-    plan: Plan, prefill: RolePlan | None, decode: RolePlan | None, transfer: float, stall: float
-) -> list[str]:
+def objections(plan: Plan, prefill: RolePlan | None, decode: RolePlan | None, transfer: float) -> list[str]:
     """What speaks against splitting, the strongest first."""
     found = []
-    sized, tpot = plan.chosen.sized, plan.work.tpot
+    sized = plan.chosen.sized
     whole = sized.peak if sized else 0
     if prefill is None or decode is None:
         found.append("no cut meets the objectives with prefill and decode apart")
-    if stall < STUTTER * tpot:
-        pause = f"a prompt of {plan.work.computed:.0f} tokens makes running answers pause for {stall * 1e3:.0f} ms"
-        found.append(f"{pause}, less than {STUTTER:.0f} times the objective of {tpot * 1e3:.0f} ms")
     if whole < 3:
         found.append(
             f"{whole} whole instances carry the peak: split, each role would have one, and one failure ends it"

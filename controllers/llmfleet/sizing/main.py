@@ -68,7 +68,9 @@ def config_file(path: Path) -> Path:
 )
 @click.option("--max-num-seqs", type=click.IntRange(1), default=256, show_default=True, help="Requests in one step.")
 @click.option(
-    "--max-num-batched-tokens", type=click.IntRange(1), default=8192, show_default=True, help="Tokens in one step."
+    "--max-num-batched-tokens",
+    type=click.IntRange(1),
+    help="Tokens in one step. Default: so many that no step with a prompt in it outlasts --tpot, at most 8192.",
 )
 @click.option(
     "--gpu-memory-utilization",
@@ -235,7 +237,7 @@ def engine_of(model: Model, options: dict[str, Any]) -> Engine:
     return Engine(
         max_model_len=longest,
         max_num_seqs=options["max_num_seqs"],
-        max_num_batched_tokens=options["max_num_batched_tokens"],
+        max_num_batched_tokens=options["max_num_batched_tokens"] or 0,
         utilization=options["utilization"],
         kv_element=1 if options["kv_cache_dtype"] == "fp8" else 2,
     )

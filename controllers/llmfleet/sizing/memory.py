@@ -14,6 +14,8 @@ from typing import Final
 from llmfleet.sizing.gpus import GIB, Gpu
 from llmfleet.sizing.model import ELEMENT, Model
 
+MOST_TOKENS: Final = 8192
+"""vLLM's own largest step for serving."""
 RUNTIME_GIB: Final = 1.5
 """CUDA context, NCCL buffers and CUDA graphs of one GPU."""
 HIDDEN_COPIES: Final = 4
@@ -30,7 +32,8 @@ class Engine:
 
     max_model_len: int
     max_num_seqs: int = 256
-    max_num_batched_tokens: int = 8192
+    max_num_batched_tokens: int = 0
+    """Tokens of the largest step; 0: sized for the objective, by `plan.py`."""
     utilization: float = 0.9
     kv_element: int = ELEMENT
     """Bytes of one value in the KV cache: 2, or 1 for fp8."""
@@ -93,7 +96,6 @@ def split_memory(model: Model, gpu: Gpu, cut: Cut, engine: Engine) -> Memory:
 def activations(model: Model, cut: Cut, engine: Engine) -> float:
     """The largest step: as many tokens as a batch may have, and the logits of every sequence."""
     inner = INNER_COPIES * model.intermediate / cut.tensor
-    return (
-        engine.max_num_batched_tokens * ELEMENT * (HIDDEN_COPIES * model.hidden + inner)
-        + engine.max_num_seqs * model.vocabulary * LOGIT_BYTES
-    )
+    return (engine.max_num_batched_tokens or MOST_TOKENS) * ELEMENT * (
+        HIDDEN_COPIES * model.hidden + inner
+    ) + engine.max_num_seqs * model.vocabulary * LOGIT_BYTES

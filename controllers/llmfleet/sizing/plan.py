@@ -12,17 +12,21 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Final
 
-from llmfleet.capacity.capacity import KV_SHARE, Capacity, Shape, for_memory, for_slots
+from llmfleet.capacity.capacity import Capacity, Shape, for_memory, for_slots, tokens_per_step
 from llmfleet.capacity.profiles import StepTime
-from llmfleet.sizing.gpus import Gpu
-from llmfleet.sizing.memory import Cut, Engine, Memory, split_memory
+from llmfleet.sizing.gpus import GIB, Gpu
+from llmfleet.sizing.memory import MOST_TOKENS, Cut, Engine, Memory, split_memory
 from llmfleet.sizing.model import Model
 from llmfleet.sizing.speed import Speed, find_speed
 
 FRONT_SECONDS: Final = 0.03
 """Router, network and the engine's front end together, before and after its steps."""
+KV_SHARE: Final = 0.9
+"""Of the KV cache that requests can count on, as they do not come evenly."""
 PIPELINE_SHARE: Final = 0.85
 """What bubbles leave of a pipeline's stages."""
+LEAST_FIRST: Final = 0.05
+"""A prompt that takes nearly all of the objective leaves little to sell; such a cut still gets a finite size."""
 ROUNDS: Final = 8
 TENSOR_SIZES: Final = (1, 2, 4, 8, 16)
 PIPELINE_SIZES: Final = (1, 2, 3, 4, 6, 8)
@@ -83,6 +87,8 @@ class Option:
     """One way to cut the model; `problem` says why it cannot be used."""
 
     cut: Cut
+    engine: Engine
+    """What vLLM is told, its largest step included."""
     memory: Memory
     speed: Speed | None = None
     sized: Sized | None = None
@@ -134,61 +140,78 @@ def has_room(model: Model, gpu: Gpu, cut: Cut, engine: Engine) -> bool:
 
 def look(model: Model, gpu: Gpu, engine: Engine, work: Workload, cut: Cut) -> Option:
     """Whether this cut can be used, and how many instances of it are needed."""
-    memory = split_memory(model, gpu, cut, engine)
     if problem := model.splits(cut.tensor):
-        return Option(cut=cut, memory=memory, problem=problem)
+        return Option(cut=cut, engine=engine, memory=split_memory(model, gpu, cut, engine), problem=problem)
+    option = settle(model, gpu, engine, work, cut)
+    return replace(option, problem=too_little(option.memory, engine) or too_slow(option, work))
+
+
+def too_little(memory: Memory, engine: Engine) -> str:
+    """Why not even one request has room."""
     if memory.kv <= 0:
-        return Option(cut=cut, memory=memory, problem=f"{-memory.kv / 2**30:.1f} GiB too little memory on each GPU")
+        return f"{-memory.kv / GIB:.1f} GiB too little memory on each GPU"
     if memory.tokens < engine.max_model_len:
-        problem = f"KV for {memory.tokens} tokens, one request may have {engine.max_model_len}"
-        return Option(cut=cut, memory=memory, problem=problem)
-    speed, sized = settle(model, gpu, engine, work, cut, memory)
-    return Option(cut=cut, memory=memory, speed=speed, sized=sized, problem=too_slow(speed, work, engine))
+        return f"KV for {memory.tokens} tokens, one request may have {engine.max_model_len}"
+    return ""
 
 
-def too_slow(speed: Speed, work: Workload, engine: Engine) -> str:
+def too_slow(option: Option, work: Workload) -> str:
     """Why no load at all is fast enough."""
-    if speed.steps.a >= work.tpot:
-        return f"a step takes {speed.steps.a * 1e3:.1f} ms by itself, the objective is {work.tpot * 1e3:.0f} ms"
-    alone = prefill_seconds(speed, work, engine.max_num_batched_tokens) + FRONT_SECONDS
+    if option.speed is None or option.sized is None:
+        return ""
+    if (fixed := option.speed.steps.a) >= work.tpot:
+        return f"a step takes {fixed * 1e3:.1f} ms by itself, the objective is {work.tpot * 1e3:.0f} ms"
+    alone = option.sized.prefill + FRONT_SECONDS
     if alone >= work.ttft:
         return f"the prompt alone takes {alone:.2f} s, the objective is {work.ttft:.2f} s"
     return ""
 
 
-def settle(model: Model, gpu: Gpu, engine: Engine, work: Workload, cut: Cut, memory: Memory) -> tuple[Speed, Sized]:
+def settle(model: Model, gpu: Gpu, engine: Engine, work: Workload, cut: Cut) -> Option:
     """Step time depends on the batch (which experts are read) and the batch on step time: go round until it rests."""
     batch = 16.0
     for _ in range(ROUNDS):
         speed = find_speed(model, gpu, cut, engine, batch=batch, context=work.context)
-        sized = size(speed, engine, work, cut, memory)
+        told = replace(engine, max_num_batched_tokens=largest_step(engine, speed, work))
+        memory = split_memory(model, gpu, cut, told)
+        sized = size(speed, told, work, cut, memory)
         batch = max(1.0, sized.concurrency / cut.pipeline)
-    return speed, sized
+    return Option(cut=cut, engine=told, memory=memory, speed=speed, sized=sized)
+
+
+def largest_step(engine: Engine, speed: Speed, work: Workload) -> int:
+    """So many tokens that no step with a prompt in it outlasts the objective; vLLM wants one for each sequence."""
+    if engine.max_num_batched_tokens:
+        return engine.max_num_batched_tokens
+    return max(engine.max_num_seqs, tokens_per_step(speed.steps, work.tpot, MOST_TOKENS))
 
 
 def size(speed: Speed, engine: Engine, work: Workload, cut: Cut, memory: Memory) -> Sized:
-    """How many instances the peak and the mean need."""
-    steps = speed.steps
+    """How many instances the peak and the mean need. All needs grow in proportion to the rate."""
+    steps, lanes = speed.steps, stages(cut)
     prefill = prefill_seconds(speed, work, engine.max_num_batched_tokens)
     capacity = Capacity(
-        steps=steps, kv_tokens=memory.tokens, slots=engine.max_num_seqs, tpot=work.tpot, known=bool(speed.profile)
+        steps=StepTime(a=steps.a, b=steps.b / lanes, c=steps.c / lanes, d=steps.d / lanes),
+        kv_tokens=memory.tokens,
+        slots=engine.max_num_seqs,
+        tpot=work.tpot,
+        known=bool(speed.profile),
     )
-    spare = max(work.ttft - FRONT_SECONDS, 1e-3)
-    first = max(0.05, 1 - prefill / spare)
-    rho = min(capacity.rho, first)
-    lanes = stages(cut)
+    first = max(LEAST_FIRST, 1 - prefill / max(work.ttft - FRONT_SECONDS, 1e-3))
+    asked = request_work(steps, work) / lanes
     need = {
-        "compute" if capacity.rho <= first else "first token": request_work(steps, work) / rho / lanes,
-        "memory": for_memory(0.0, per_request(work), capacity),
-        "slots": for_slots(0.0, per_request(work), capacity),
+        "compute": asked / capacity.rho,
+        "first token": asked / first,
+        "memory": for_memory(asked, per_request(work), capacity),
+        "slots": for_slots(asked, per_request(work), capacity),
     }
     limit = max(need, key=lambda name: need[name])
     requests = work.efficiency / need[limit]
     peak = max(1, ceil(work.rate / requests - 1e-9))
-    rho_now = min(rho, work.rate / peak * request_work(steps, work) / lanes)
-    step = steps.a / (1 - rho_now)
+    sold = min(capacity.rho, work.rate / peak * asked)
+    step = steps.a / (1 - sold)
     return Sized(
-        rho=rho,
+        rho=min(capacity.rho, first),
         requests=requests,
         limit=limit,
         peak=peak,
@@ -196,7 +219,7 @@ def size(speed: Speed, engine: Engine, work: Workload, cut: Cut, memory: Memory)
         concurrency=work.rate / peak * work.output * step,
         tpot=step,
         prefill=prefill,
-        ttft=prefill / (1 - rho_now) + FRONT_SECONDS,
+        ttft=prefill / (1 - sold) + FRONT_SECONDS,
     )
 
 
@@ -220,6 +243,6 @@ def prefill_seconds(speed: Speed, work: Workload, batched_tokens: int) -> float:
     return speed.steps.a * ceil(max(work.computed, 1) / batched_tokens) + speed.steps.c * work.computed
 
 
-def longest(option: Option, engine: Engine) -> int:
+def longest(option: Option) -> int:
     """Requests of the longest context that fit at once."""
-    return int(KV_SHARE * option.memory.tokens / engine.max_model_len)
+    return int(KV_SHARE * option.memory.tokens / option.engine.max_model_len)

@@ -98,9 +98,11 @@ def chosen(plan: Plan) -> Iterator[str]:
     memory = option.memory
     parts = (("weights", memory.weights), ("activations", memory.activations), ("run time", memory.runtime))
     shown = ", ".join(f"{name} {gib(size)}" for name, size in parts)
+    tokens = option.engine.max_num_batched_tokens
+    yield f"          steps of at most {tokens} tokens (--max-num-batched-tokens), so that no answer waits for a prompt"
     yield f"memory    of each GPU {gib(memory.usable)} used: {shown}, KV {gib(memory.kv)}"
     yield (
-        f"KV        {memory.tokens} tokens an instance: {longest(option, plan.engine)} requests of"
+        f"KV        {memory.tokens} tokens an instance: {longest(option)} requests of"
         f" {plan.engine.max_model_len} tokens at once; {sized.concurrency:.0f} are expected"
     )
     peak = work.rate * work.output
@@ -143,14 +145,14 @@ def why(plan: Plan, advice: Advice) -> Iterator[str]:
     yield from why_speed(plan)
     yield from why_size(plan)
     stall, transfer = advice.stall * 1e3, advice.transfer * 1e3
-    yield f"P/D: longest step with a prompt in it {stall:.1f} ms; its KV travels {transfer:.1f} ms"
+    yield f"P/D: a prompt in one go would hold everybody up for {stall:.1f} ms; its KV travels {transfer:.1f} ms"
     for name, role in (("prefill", advice.prefill), ("decode", advice.decode)):
         if role:
             yield f"P/D: {name} {role.peak} x {role.cut}, {role.requests:.2f} requests/s each"
 
 
 def why_memory(plan: Plan) -> Iterator[str]:
-    model, option, engine = plan.model, plan.chosen, plan.engine
+    model, option, engine = plan.model, plan.chosen, plan.chosen.engine
     memory, cut, attention = option.memory, option.cut, model.attention
     sparse = f" + experts {giga(model.experts.parameters)}" if model.experts else ""
     yield (
@@ -298,6 +300,7 @@ def option_json(option: Option) -> dict[str, Any]:
             "kv": round(memory.kv),
         },
         "kvTokens": memory.tokens,
+        "maxNumBatchedTokens": option.engine.max_num_batched_tokens,
     }
     if option.problem or sized is None or speed is None:
         return found

@@ -11,7 +11,7 @@ from math import ceil
 from typing import Any
 
 from llmfleet.sizing.advice import Advice, RolePlan
-from llmfleet.sizing.memory import Cut
+from llmfleet.sizing.memory import MOST_TOKENS, Cut
 from llmfleet.sizing.plan import Option, Plan, stages
 
 Values = dict[str, Any]
@@ -23,7 +23,7 @@ def build_values(plan: Plan, advice: Advice, *, name: str, model: str, image_tag
         "model": model,
         "servedModelNames": [name],
         "accelerator": {"resourceName": plan.gpu.resource},
-        "inferenceArgs": inference_args(plan, told),
+        "inferenceArgs": inference_args(plan.chosen, told),
     }
     if advice.mode == "disaggregated" and advice.prefill and advice.decode:
         spec |= split_values(plan, advice.prefill, advice.decode)
@@ -43,8 +43,8 @@ def shape(cut: Cut) -> Values:
     return found | ({"pipelineParallelSize": cut.pipeline} if cut.pipeline > 1 else {})
 
 
-def inference_args(plan: Plan, told: str) -> Values:
-    engine = plan.engine
+def inference_args(option: Option, told: str) -> Values:
+    engine = option.engine
     found: Values = {
         "maxModelLen": engine.max_model_len,
         "maxNumSeqs": engine.max_num_seqs,
@@ -89,9 +89,14 @@ def split_values(plan: Plan, prefill: RolePlan, decode: RolePlan) -> Values:
             "coordination": {"maxPrefillPerDecode": max(1, ceil(prefill.peak / decode.peak))},
             "workBudget": work_budget(plan, option),
         },
-        "prefill": shape(prefill.cut) | bounds(prefill),
-        "decode": bounds(decode),
+        "prefill": shape(prefill.cut) | bounds(prefill) | step_of(MOST_TOKENS),
+        "decode": bounds(decode) | step_of(option.engine.max_num_batched_tokens),
     }
+
+
+def step_of(tokens: int) -> Values:
+    """Prefill reads prompts in one go; decode reads what is left of them without holding anybody up."""
+    return {"inferenceArgs": {"maxNumBatchedTokens": tokens}}
 
 
 def bounds(role: RolePlan) -> Values:

@@ -132,6 +132,9 @@ def test_the_chart_takes_the_values_of_a_split_fleet() -> None:
     spec = parse_autoscaler(find(objects, "LLMClusterAutoscaler", "demo-llama-3-3-70b")["spec"])
     assert spec.prefill is not None and spec.decode is not None
     assert spec.prefill.max_instances > 1 and spec.decode.max_instances > 1
+    prefill, decode = (parse_spec(role.instance_template.spec) for role in (spec.prefill, spec.decode))
+    assert prefill.inference_args.max_num_batched_tokens == 8192
+    assert (decode.inference_args.max_num_batched_tokens or 0) < 8192
 
 
 def test_the_kubectl_plug_in_is_the_same_program() -> None:
