@@ -11,8 +11,9 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,13 +21,31 @@ import click
 
 from llmfleet.api.autoscaler import Mode
 from llmfleet.capacity.profiles import PROFILES, Profile, find_profile
-from llmfleet.simulate.plot import page
+from llmfleet.simulate.grid import Row, summary
+from llmfleet.simulate.plot import frontier, page
 from llmfleet.simulate.policies import PolicyError, parse_policy
 from llmfleet.simulate.run import Tick
 from llmfleet.simulate.scene import Choice, Scene, build_scene, play
 from llmfleet.simulate.trace import Trace, TraceError, cut, parse_trace, thicken
 
 DEFAULT_POLICIES: Final = ("work-budget", "hpa", "hysteresis")
+GRID: Final = (
+    "work-budget",
+    "oracle",
+    "hysteresis",
+    "hysteresis:up=0.75,down=0.5",
+    "hpa",
+    "hpa:target=0.7",
+    "hpa:target=0.5",
+    "wva-qm",
+    "wva-qm:up=0.7,down=0.55",
+    "wva-v2",
+    "dynamo",
+    "keda-waiting",
+    "kpa",
+    "apa",
+)
+"""Documented defaults, and settings on our own signal that did best."""
 JITTERS: Final = (("azure", 300.0), ("m-large", 150.0), ("r1", 30.0))
 """By what a file is called: the jitter that gives a thinned trace the short-term noise of its source."""
 JITTER: Final = 300.0
@@ -138,10 +157,8 @@ def command(
     profile = profile_of(hardware)
     if min_instances > max_instances:
         raise click.BadParameter("is above --max-instances", param_hint="--min-instances")
-    if plot and not plot.endswith((".html", ".svg")):
-        raise click.BadParameter(
-            f"{plot!r}: write FILE.html or FILE.svg; other formats are not made", param_hint="--plot"
-        )
+    if plot:
+        checked_picture(plot)
     chosen = policies or DEFAULT_POLICIES
     for text in chosen:
         checked(text)
@@ -164,8 +181,92 @@ def command(
         result, ticks[text] = one(scene, text, quiet=as_json)
         results.append(result)
     if plot:
-        Path(plot).write_text(page(ticks, profile, html=plot.endswith(".html")), encoding="utf-8")
+        Path(plot).write_text(page(ticks, html=plot.endswith(".html")), encoding="utf-8")
     print_json(results) if as_json else print_table(results, scene, profile)
+
+
+@command.command("compare")
+@click.option(
+    "--trace",
+    "paths",
+    multiple=True,
+    required=True,
+    metavar="FILE[@K[:SD]]",
+    help="A trace and how it is thickened; repeat it.",
+)
+@click.option(
+    "--policy", "policies", multiple=True, metavar="NAME[:k=v,...]", help="Repeat it. Default: every policy and some."
+)
+@click.option("--cold-start", "starts", type=click.FloatRange(0, 86400), multiple=True, default=(300.0,))
+@click.option("--seed", "seeds", type=int, multiple=True, default=(1,), help="Repeat it.")
+@click.option("--begin", "begins", type=click.FloatRange(0), multiple=True, default=(0.0,), help="Slices; repeat it.")
+@click.option("--seconds", type=click.FloatRange(1), default=None, help="Length of a slice.")
+@click.option("--hardware", default="llama-70b-fp8-h100-tp8", show_default=True)
+@click.option("--mode", type=click.Choice([str(mode) for mode in Mode]), default=str(Mode.MONOLITHIC))
+@click.option("--error-budget", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.001)
+@click.option("--max-instances", type=click.IntRange(1), default=60, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Every cell as JSON.")
+@click.option("--plot", type=click.Path(dir_okay=False, writable=True), help="Cost against misses, FILE.svg or .html.")
+def compare(
+    paths: tuple[str, ...],
+    policies: tuple[str, ...],
+    starts: tuple[float, ...],
+    seeds: tuple[int, ...],
+    begins: tuple[float, ...],
+    seconds: float | None,
+    hardware: str,
+    mode: str,
+    error_budget: float,
+    max_instances: int,
+    as_json: bool,
+    plot: str | None,
+) -> None:
+    """Run a grid of traces, slices, cold starts, seeds and policies; mean and worst of each policy."""
+    profile, chosen = profile_of(hardware), policies or GRID
+    for text in chosen:
+        checked(text)
+    if plot:
+        checked_picture(plot)
+    cells: list[dict[str, Any]] = []
+    for path, start, seed, begin in product(paths, starts, seeds, begins):
+        name, _, thickness = path.partition("@")
+        if not Path(name).is_file():
+            raise click.BadParameter(f"{name!r} is no file", param_hint="--trace")
+        choice = Choice(
+            hardware=hardware, mode=Mode(mode), cold_start=start, budget=error_budget, high=max_instances, seed=seed
+        )
+        scene = build_scene(load(name, thickness or "1", begin, seconds, seed), choice, profile)
+        for text in chosen:
+            found, _ = one(scene, text, quiet=as_json)
+            cells.append({"trace": Path(name).name, "begin": begin, "cold_start": start, **found})
+    rows = summary(cells)
+    if plot:
+        Path(plot).write_text(frontier(rows, html=plot.endswith(".html")), encoding="utf-8")
+    click.echo(json.dumps(cells, indent=2)) if as_json else print_grid(rows)
+
+
+def print_grid(rows: list[Row]) -> None:
+    """Mean and worst, cheapest first."""
+    head = ("policy", "cells", "SLO % mean", "worst", "x oracle mean", "worst", "actions/day")
+    cells = [
+        (
+            row.policy,
+            str(row.cells),
+            f"{100 * row.slo:.3f}",
+            f"{100 * row.worst_slo:.3f}",
+            f"{row.cost:.3f}",
+            f"{row.worst_cost:.3f}",
+            f"{row.actions:.0f}",
+        )
+        for row in rows
+    ]
+    print_columns(head, cells)
+
+
+def checked_picture(plot: str) -> None:
+    if not plot.endswith((".html", ".svg")):
+        message = f"{plot!r}: write FILE.html or FILE.svg; other formats are not made"
+        raise click.BadParameter(message, param_hint="--plot")
 
 
 def profile_of(hardware: str) -> Profile:
@@ -271,6 +372,11 @@ def print_table(results: list[dict[str, Any]], scene: Scene, profile: Profile) -
         )
         for result in results
     ]
+    print_columns(head, rows)
+
+
+def print_columns(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """A table: names to the left, figures to the right."""
     widths = [max(len(row[place]) for row in (head, *rows)) for place in range(len(head))]
     for row in (head, *rows):
         cells = [

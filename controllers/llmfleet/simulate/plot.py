@@ -6,11 +6,12 @@ writes no file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Final
 
-from llmfleet.capacity.profiles import Profile
+from llmfleet.simulate.grid import Row
 from llmfleet.simulate.run import Tick
 
 COLOURS: Final = (
@@ -24,6 +25,10 @@ COLOURS: Final = (
     "#9c6644",
     "#d6638a",
     "#000000",
+    "#6a994e",
+    "#f28482",
+    "#3a86ff",
+    "#8d99ae",
 )
 WIDTH: Final = 960
 HEIGHT: Final = 220
@@ -32,17 +37,51 @@ GAP: Final = 50
 MOST_POINTS: Final = 900
 
 
-def page(runs: Mapping[str, Sequence[Tick]], profile: Profile, *, html: bool) -> str:
+def page(runs: Mapping[str, Sequence[Tick]], *, html: bool) -> str:
     """One panel for each run: load, ready and held instances, missed requests."""
     panels = [panel(text, ticks, place) for place, (text, ticks) in enumerate(runs.items())]
     height = len(panels) * (HEIGHT + GAP) + 20
     image = svg(height, "".join(panels))
-    if not html:
-        return image
+    return wrapped(image) if html else image
+
+
+def wrapped(image: str) -> str:
     return (
         "<!doctype html><html><head><meta charset='utf-8'><title>llmfleet simulate</title></head>"
         f"<body style='font-family:sans-serif'>{image}</body></html>\n"
     )
+
+
+def frontier(rows: Sequence[Row], *, html: bool) -> str:
+    """Mean cost to the right, mean misses upwards on a scale of powers of ten: better is lower and further left."""
+    most = max([*(row.cost for row in rows), 2.0])
+    misses = [min(1.0, max(1e-5, 1 - row.slo)) for row in rows]
+
+    def x(cost: float) -> float:
+        return LEFT + (WIDTH - LEFT - 260) * (cost - 0.8) / (most - 0.8)
+
+    def y(missed: float) -> float:
+        return 30 + 440 * -math.log10(missed) / 5
+
+    marks = "".join(
+        f"<line x1='{LEFT}' x2='{WIDTH - 240}' y1='{30 + 88 * power}' y2='{30 + 88 * power}' stroke='#e5e7eb'/>"
+        f"<text x='{LEFT - 8}' y='{34 + 88 * power}' text-anchor='end'>{100 * 10**-power:g} %</text>"
+        for power in range(6)
+    )
+    costs = "".join(
+        f"<text x='{x(cost):.0f}' y='490' text-anchor='middle'>{cost:.2f}x</text>"
+        for cost in (0.8 + (most - 0.8) * part / 5 for part in range(6))
+    )
+    dots = "".join(
+        f"<circle cx='{x(row.cost):.1f}' cy='{y(missed):.1f}' r='5' fill='{colour}'/>"
+        f"<circle cx='{WIDTH - 225}' cy='{36 + 20 * place}' r='5' fill='{colour}'/>"
+        f"<text x='{WIDTH - 212}' y='{40 + 20 * place}'>{escape(row.policy)}</text>"
+        for place, (row, missed) in enumerate(zip(rows, misses, strict=True))
+        for colour in (COLOURS[place % len(COLOURS)],)
+    )
+    title = f"<text x='{LEFT}' y='18'>Requests that missed, against GPU seconds over the clairvoyant's (mean)</text>"
+    image = svg(510, title + marks + costs + dots)
+    return wrapped(image) if html else image
 
 
 def svg(height: int, inner: str) -> str:

@@ -34,8 +34,8 @@ def view_of(load: float, *, queued: float = 0.0, **buckets: Any) -> View:
 
 
 def test_what_requests_got_counts_and_not_what_the_load_looks_like() -> None:
-    good = ((1.0, 100.0), (2.5, 100.0), (math.inf, 100.0))
-    assert missed_share(view_of(5.0, TTFT=good, TPOT=good), Slo(), 1) == 0.0
+    soon, quick = ((1.0, 100.0), (math.inf, 100.0)), ((0.05, 100.0), (math.inf, 100.0))
+    assert missed_share(view_of(5.0, TTFT=soon, TPOT=quick), Slo(), 1) == 0.0
     assert missed_share(view_of(0.1, TTFT=TTFT, TPOT=TPOT), Slo(), 1) == pytest.approx(0.06 + 0.01)
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
@@ -24,6 +25,7 @@ from llmfleet.kube.refs import LLMCLUSTER, Key
 from llmfleet.scale.signals import Observation
 from llmfleet.simulate.engine import Engine, Job, steps_within
 from llmfleet.simulate.fleet import Sim
+from llmfleet.simulate.grid import summary
 from llmfleet.simulate.main import command, jitter_of
 from llmfleet.simulate.oracle import BIN, needed, oracle_seconds, ordered
 from llmfleet.simulate.policies import OPTIONS, PolicyError, Wanted, WorkBudget, build_policy, parse_policy
@@ -526,3 +528,50 @@ def test_a_policy_is_a_name_and_its_options() -> None:
     assert parse_policy("hysteresis:up=0.7,down=0.4") == ("hysteresis", {"up": 0.7, "down": 0.4})
     with pytest.raises(PolicyError):
         parse_policy("static:instances=")
+
+
+@pytest.mark.parametrize("kind", ["html", "svg"])
+def test_a_run_is_drawn_over_time(trace: Path, tmp_path: Path, kind: str) -> None:
+    picture = tmp_path / f"run.{kind}"
+    arguments = ["--policy", "hpa", "--policy", "static:instances=1", "--plot", str(picture)]
+    done = CliRunner().invoke(command, ["--trace", str(trace), *arguments])
+    assert done.exit_code == 0, done.output
+    text = picture.read_text()
+    assert text.startswith("<!doctype html>" if kind == "html" else "<svg")
+    root = ElementTree.fromstring(text[text.index("<svg") : text.index("</svg>") + 6])
+    titles = [one.text or "" for one in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert sum(title.startswith(("hpa:", "static:instances=1:")) for title in titles) == 2
+
+
+def test_a_picture_of_another_kind_is_refused_before_anything_runs(trace: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "run.png"
+    done = CliRunner().invoke(command, ["--trace", str(trace), "--plot", str(picture)])
+    assert (done.exit_code, picture.exists()) == (2, False)
+    assert "write FILE.html or FILE.svg" in " ".join(done.output.split())
+
+
+def test_a_grid_says_mean_and_worst_of_each_policy_and_draws_them(trace: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "frontier.svg"
+    policies = ["--policy", "static:instances=1", "--policy", "static:instances=2"]
+    more = ["--seed", "1", "--seed", "2", "--begin", "0", "--begin", "100", "--seconds", "200"]
+    done = CliRunner().invoke(
+        command, ["compare", "--trace", f"{trace}@2:10", *policies, *more, "--plot", str(picture)]
+    )
+    assert done.exit_code == 0, done.output
+    rows = [line.split() for line in done.output.splitlines()]
+    assert [(row[0], row[1]) for row in rows[1:]] == [("static:instances=1", "4"), ("static:instances=2", "4")]
+    assert len(ElementTree.fromstring(picture.read_text()).findall("{http://www.w3.org/2000/svg}circle")) == 4
+
+
+def test_a_row_counts_every_cell_alike() -> None:
+    cells = [
+        {"policy": "a", "slo_attainment": slo, "cost_ratio": cost, "actions_per_day": 4}
+        for slo, cost in ((1, 2), (0.5, 1))
+    ]
+    row = summary(cells)[0]
+    assert (row.slo, row.worst_slo, row.cost, row.worst_cost, row.actions) == (0.75, 0.5, 1.5, 2, 4)
+
+
+def test_a_trace_that_is_no_file_is_said_by_the_grid() -> None:
+    done = CliRunner().invoke(command, ["compare", "--trace", "nowhere.csv@3"])
+    assert (done.exit_code, "'nowhere.csv' is no file" in done.output) == (2, True)
