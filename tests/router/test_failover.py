@@ -79,15 +79,6 @@ async def test_an_engine_that_refuses_connections_is_passed_over():
         assert set(bed.counter("retries")) == {"connect"}
 
 
-@scenario
-async def test_with_no_engine_left_a_lost_request_is_a_502():
-    async with Bed(ok()) as bed:
-        await bed.engines[0].stop()
-        answer = await bed.ask()
-        assert (answer.status, answer.error["code"], answer.error["type"]) == (502, "upstream_lost", "server_error")
-        assert bed.in_flight() == 0
-
-
 @pytest.mark.parametrize("code", [400, 404, 429, 502, 504])
 @scenario
 async def test_other_statuses_are_never_retried(code):

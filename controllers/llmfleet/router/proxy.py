@@ -152,10 +152,14 @@ class Router:
         )
         return refusal
 
-    def park_again(self, exchange: Exchange, now: float) -> None:
+    def park_again(self, exchange: Exchange, until: float) -> None:
         """Let a request that was lost with its engine wait for another one."""
-        self.waits.enter_again(exchange, now)
+        self.waits.enter_again(exchange, self.loop.time(), until)
         self.serve()
+
+    def room_again(self, size: int) -> bool:
+        """Whether one more such request of so many bytes may wait."""
+        return self.waits.room_again(size, self.reading)
 
     def unpark(self, exchange: Exchange) -> None:
         """A request waits no longer."""

@@ -28,6 +28,8 @@ from llmfleet.telemetry import ModelStats
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS: Final = 2
+REACH_SECONDS: Final = 0.25  # after which an engine that could not be reached is tried again, at first
+LONGEST_REACH_SECONDS: Final = 2.0
 RETRY_SOON: Final = 5  # seconds, for a client that an engine is being started for
 SEVERED: Final = frozenset({"connect", "reset", "lost"})  # what says that an engine may be gone
 
@@ -52,8 +54,11 @@ class Services(Protocol):
     def park(self, exchange: Exchange, now: float, *, hold: bool) -> Refusal | None:
         """Let a request wait for a slot, or say why not; with `hold` for an engine."""
 
-    def park_again(self, exchange: Exchange, now: float) -> None:
+    def park_again(self, exchange: Exchange, until: float) -> None:
         """Let a request that was lost with its engine wait for another one."""
+
+    def room_again(self, size: int) -> bool:
+        """Whether one more such request of so many bytes may wait."""
 
     def unpark(self, exchange: Exchange) -> None:
         """A request waits no longer."""
@@ -219,9 +224,13 @@ class Exchange(Attempt):
         "_avoid",
         "_client",
         "_hold",
+        "_misses",
+        "_not_before",
         "_parked_at",
+        "_reach",
         "_said_at",
         "_ttft_seen",
+        "_until",
         "answer",
         "engine",
         "keys",
@@ -268,6 +277,9 @@ class Exchange(Attempt):
         self._avoid: Backend | None = None
         self._hold = False  # it waits for an engine to appear
         self._parked_at = self._said_at = 0.0
+        self._misses = 0  # attempts without a connection since it last waited
+        self._reach = self._not_before = 0.0  # until when no engine is tried that could not be reached
+        self._until = 0.0  # the end of its waiting after its first attempt
         self._paused = client.blocked
         stats.in_flight += 1
 
@@ -291,6 +303,8 @@ class Exchange(Attempt):
     def choose(self) -> Backend | None:
         """Return an engine with a free slot, if there is one; not one that this request was lost with."""
         avoid, pool = self._avoid, self.pool
+        if self._reach and self.router.loop.time() < self._not_before:
+            return None
         if avoid is None or pool.disaggregated or not any(c.backend is not avoid for c in pool.open):
             return self._choose()
         return pick(pool, avoid=avoid, keys=self.keys)
@@ -320,7 +334,7 @@ class Exchange(Attempt):
 
     def expired(self, retry_after: int) -> None:
         """It waited as long as it may."""
-        waited = self.router.loop.time() - self._parked_at
+        waited = self.router.loop.time() - self._parked_at + self.queued
         what = "an engine" if self._hold else "a free slot of an engine"
         code = Code.NO_ENDPOINT if self._hold else Code.OVERLOADED
         refusal = errors.overloaded(code, f"the request waited {waited:.0f} s for {what}, try again later")
@@ -336,7 +350,7 @@ class Exchange(Attempt):
             if now - self._said_at >= queue.comment_seconds:
                 self._said_at = now
                 self._client.write(self.answer.comment())
-        elif now - self._parked_at >= queue.unary_hold_seconds and not self._client.patient():
+        elif now - self._parked_at + self.queued >= queue.unary_hold_seconds and not self._client.patient():
             self.router.unpark(self)
             self.expired(RETRY_SOON)
 
@@ -387,8 +401,12 @@ class Exchange(Attempt):
         return True
 
     def _wait_again(self, verdict: Again) -> bool:
-        """Wait for a slot of another engine, if one may be asked and all are busy."""
-        if not self.waits or self.attempts >= MAX_ATTEMPTS or self.router.settings.queue.overflow == "reject":
+        """Wait for a slot of another engine if all are busy; what never reached one, also until one can be reached."""
+        if not self.waits or self.router.settings.queue.overflow == "reject":
+            return False
+        if self._unsent(verdict):
+            return self._wait_to_reach(verdict)
+        if self.attempts >= MAX_ATTEMPTS:
             return False
         others = (c.backend for group in (self.pool, self.pool.decode) for c in group.open)
         if not any(other is not self._backend and not other.vitals.lost for other in others):
@@ -399,13 +417,33 @@ class Exchange(Attempt):
             return False
         if not verdict.certain:
             self.blame(verdict.reason)
+        self._park_again(verdict)
+        return True
+
+    def _unsent(self, verdict: Again) -> bool:
+        """Whether no engine can have seen anything of this attempt."""
+        return verdict.reason == "connect"
+
+    def _wait_to_reach(self, verdict: Again) -> bool:
+        """Hold what no engine was reached for and try again, less and less often: nothing can be done twice."""
+        if not self.router.room_again(self.size):
+            return False
+        now = self.router.loop.time()
+        self._reach = min(self._reach * 2 or REACH_SECONDS, LONGEST_REACH_SECONDS)
+        self._not_before, self._hold, self._said_at = now + self._reach, True, self._said_at or now
+        self.attempts -= self._misses
+        self._misses = 0
+        self._park_again(verdict)
+        return True
+
+    def _park_again(self, verdict: Again) -> None:
         self._avoid = self._backend
         self.detach()
         self.stats.retries[verdict.reason] += 1
         self.answer.restart()
         self._parked_at = self.router.loop.time()
-        self.router.park_again(self, self._parked_at)
-        return True
+        self._until = self._until or self._parked_at + self.router.settings.queue.ttl_seconds
+        self.router.park_again(self, self._until)
 
     def _other(self, verdict: Again) -> Backend | None:
         """Return the engine for another attempt."""
@@ -439,6 +477,7 @@ class Exchange(Attempt):
 
     def unreachable(self, reason: str, detail: str) -> None:
         """There is no connection to the engine."""
+        self._misses += reason == "connect"
         refusal = errors.lost(Code.UPSTREAM_LOST, "the engine was lost before it answered")
         self._again(Again(reason, detail, refusal))
 

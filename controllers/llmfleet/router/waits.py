@@ -79,10 +79,15 @@ class Waits:
         self.pools[pool.name] = pool
         return None
 
-    def enter_again(self, waiter: Waiter, now: float) -> None:
+    def room_again(self, size: int, beside: int) -> bool:
+        """Whether one more request that no engine was reached for may wait; `beside` as for those that enter."""
+        room = self.bytes + beside + size <= self._queue.max_waiting_bytes
+        return room and len(self.again) < self._queue.capacity
+
+    def enter_again(self, waiter: Waiter, now: float, until: float) -> None:
         """Let a request wait whose engine was lost; it had a slot, so there are no more of these than slots."""
         waiter.ticket = ticket = Waiting(key=waiter, enqueued_at=now, size=waiter.size)
-        ticket.until = now + self._queue.ttl_seconds
+        ticket.until = until
         self.again.append(waiter)
         self.bytes += ticket.size
 
