@@ -71,10 +71,10 @@ def write_rules(folder: Path, values: Mapping[str, Any] | None = None) -> Path:
     return path
 
 
-def write_needed(folder: Path, name: str) -> Path:
+def write_needed(folder: Path, rule: Rule) -> Path:
     """One alert and the recording rules it reads, as rendered: what a case is tried with, so that it takes a moment."""
-    path = folder / f"{name}.rules.yaml"
-    wanted = [*needed(alerts()[name]["expr"]), alerts()[name]]
+    path = folder / f"{rule['alert']}.rules.yaml"
+    wanted = [*needed(rule["expr"]), rule]
     path.write_text(yaml.safe_dump({"groups": [{"name": "case", "rules": wanted}]}, sort_keys=False))
     return path
 
@@ -99,10 +99,10 @@ def case(name: str) -> dict[str, Any]:
     return found
 
 
-def case_file(folder: Path, name: str, side: str) -> Path:
-    """One side of an alert's case as promtool wants it."""
-    rule, one = alerts()[name], case(name)[side]
-    rule_file = write_needed(folder, name)
+def case_file(folder: Path, name: str, side: str, other: Rule | None = None) -> Path:
+    """One side of an alert's case as promtool wants it; `other` is tried in place of the alert as it is by default."""
+    rule, one = other or alerts()[name], case(name)[side]
+    rule_file = write_needed(folder, rule)
     path = folder / f"{name}-{side}.yaml"
     document = {
         "rule_files": [str(rule_file)],

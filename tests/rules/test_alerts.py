@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ pytestmark = pytest.mark.helm
 CHART = CHARTS / "llmfleet-monitoring"
 FILES = {path.stem: path for path in CHART.glob("rules/alerts/*/*.yaml")}
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
+LIMITED = {name for name, one in VALUES["alerts"].items() if "threshold" in one}
+# Alerts about too little of something.
+BELOW = {"LlmfleetCertificateExpiresSoon"}
 # Names that people ask for, with the figures they gave.
 ASKED = {
     "LlmfleetHighQueueDepth": (50, "warning"),
@@ -38,6 +42,12 @@ ASKED = {
     "LlmfleetHighGPUUtil": (95, "info"),
     "LlmfleetScaleOscillation": (1, "warning"),
 }
+
+
+@cache
+def with_thresholds(factor: float) -> dict[str, Any]:
+    """Values that make every alert fire at once, or never."""
+    return {"alerts": {name: {"threshold": factor * (VALUES["alerts"][name]["threshold"] + 1)} for name in LIMITED}}
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
@@ -52,6 +62,16 @@ def test_a_case_asks_for_an_alert_on_one_side_only(name: str) -> None:
     assert case(name)["fires"]["alerts"]
     assert "alerts" not in case(name)["quiet"]
     assert case(name)["quiet"]["series"], "quiet for want of any series proves nothing"
+
+
+@pytest.mark.parametrize("name", sorted(LIMITED))
+def test_a_case_is_decided_by_the_threshold(name: str, tmp_path: Path) -> None:
+    lower, higher = (alerts(with_thresholds(factor))[name] for factor in (0, 1e6))
+    if name in BELOW:
+        lower, higher = higher, lower
+    if lower["expr"] != alerts()[name]["expr"]:
+        assert promtool("test", "rules", case_file(tmp_path, name, "quiet", lower)).returncode == 1
+    assert promtool("test", "rules", case_file(tmp_path, name, "fires", higher)).returncode == 1
 
 
 def test_a_case_that_expects_too_much_fails(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from llmfleet.api.reasons import DecisionReason, Reason
 from llmfleet.router.disagg.ledger import Fate
 from llmfleet.router.disagg.plan import Way
 from llmfleet.router.errors import Code
+from llmfleet.telemetry import SECONDS
 from rules.exposed import (
     GOLDEN,
     OperatorMetrics,
@@ -35,6 +36,7 @@ SERIES = sorted(
         for series in side["series"]
     }
 )
+EDGES = {*map(repr, SECONDS), "+Inf"}
 # Words that a label may have, where code has a list of them.
 VOCABULARY = {
     ("llmfleet_operator_instances", "reason"): set(Reason),
@@ -111,6 +113,7 @@ def test_a_series_of_a_case_looks_as_it_would_after_a_scrape(series: str) -> Non
         assert exported()[name] <= labels, name
         assert labels - {"exported_namespace"} <= exported()[name] | target_labels(name), name
     for metric, label, value in matchers(series):
+        assert label != "le" or metric.startswith("vllm:") or value in EDGES
         if words := VOCABULARY.get((metric, label)):
             assert value in {str(word) for word in words}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,17 @@ def test_neither_way_needs_a_kind_that_only_a_prometheus_operator_has() -> None:
 def test_helm_3_renders_the_rules_and_monitors_that_helm_4_renders() -> None:
     ours, theirs = (render(chart="llmfleet-monitoring", apis=OPERATOR_APIS, binary=name) for name in ("helm", "helm3"))
     assert ours == theirs
+
+
+def test_the_umbrella_hands_its_values_to_the_rules() -> None:
+    monitoring: dict[str, Any] = {"enabled": True, **PLAIN, "alerts": {"LlmfleetRouterPanic": {"for": "9m"}}}
+    objects = render("dev", {"monitoring": monitoring})
+    text = find(objects, "ConfigMap", "demo-rules")["data"]["llmfleet.rules.yaml"]
+    found = {rule.get("alert"): rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]}
+    assert found["LlmfleetRouterPanic"]["for"] == "9m"
+    assert find(objects, "ConfigMap", "demo-scrape")
+
+
+def test_everything_together_stays_far_below_what_a_release_may_weigh() -> None:
+    objects = render("dev", {"monitoring": {"enabled": True, **PLAIN}})
+    assert len(gzip.compress(yaml.safe_dump_all(objects).encode())) < 700_000
