@@ -149,6 +149,15 @@ def title(thing: Object) -> str:
     return f"{thing['kind']}/{thing['metadata']['name']}"
 
 
+def collection(thing: Object) -> str:
+    """The path under which an apiserver keeps objects like this one."""
+    group = "/api/v1" if thing["apiVersion"] == "v1" else f"/apis/{thing['apiVersion']}"
+    lower = thing["kind"].lower()
+    plural = f"{lower[:-1]}ies" if lower.endswith("y") else f"{lower}s"
+    namespace = thing["metadata"].get("namespace")
+    return f"{group}/namespaces/{namespace}/{plural}" if namespace else f"{group}/{plural}"
+
+
 def strings(value: Any) -> Iterator[str]:
     """Every string in a tree."""
     if isinstance(value, str):

@@ -6,7 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from charts.rendering import CHARTS, PROFILES, Object, find, made_from, of_kind, pod_templates, render, title
+from charts.rendering import (
+    CHARTS,
+    PROFILES,
+    Object,
+    collection,
+    find,
+    made_from,
+    of_kind,
+    pod_templates,
+    render,
+    title,
+)
 from fakes.apiserver import Answer, Apiserver, install_crds, running_apiserver
 from llmfleet.api.parse import parse_spec
 from llmfleet.deploy.objects.identity import Identity
@@ -15,10 +26,6 @@ from llmfleet.deploy.objects.pod import build_template
 pytestmark = [pytest.mark.helm, pytest.mark.apiserver]
 
 NAMESPACE = "team-a"
-COLLECTIONS = {
-    "ClusterRole": "rbac.authorization.k8s.io/v1",
-    "ClusterRoleBinding": "rbac.authorization.k8s.io/v1",
-}
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +40,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apiserver]:
         yield running
 
 
-def plural(kind: str) -> str:
-    """The kind's name in a path."""
-    lower = kind.lower()
-    return f"{lower[:-1]}ies" if lower.endswith("y") else f"{lower}s"
-
-
 def dry_run(server: Apiserver, thing: Object) -> Answer:
     """Create an object without storing it; unknown fields are errors."""
-    group = "/api/v1" if thing["apiVersion"] == "v1" else f"/apis/{thing['apiVersion']}"
-    place = "" if thing["kind"] in COLLECTIONS else f"/namespaces/{thing['metadata']['namespace']}"
-    return server.call("POST", f"{group}{place}/{plural(thing['kind'])}", thing, params={"dryRun": "All"})
+    return server.call("POST", collection(thing), thing, params={"dryRun": "All"})
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -108,8 +107,7 @@ def test_the_route_sync_role_reads_its_configmap_and_no_other(server: Apiserver)
     objects = render("dev", namespace=NAMESPACE)
     for kind, name in (("Role", "demo-router-sync"), ("RoleBinding", "demo-router-sync")):
         thing = find(objects, kind, name)
-        path = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/{plural(kind)}/{name}"
-        assert server.apply(path, thing).status in (200, 201)
+        assert server.apply(f"{collection(thing)}/{name}", thing).status in (200, 201)
     user = f"system:serviceaccount:{NAMESPACE}:demo-router"
     for verb, name, allowed in (
         ("list", "demo-router-backends", True),
