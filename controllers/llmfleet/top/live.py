@@ -14,10 +14,13 @@ from typing import Any, Final
 from llmfleet.top.samples import Samples
 
 TTFT: Final = "llmfleet_router_time_to_first_token_seconds"
+ENGINE_TTFT: Final = "llmfleet_router_endpoint_time_to_first_token_seconds"
 REQUESTS: Final = "llmfleet_router_requests_total"
 BAD: Final = frozenset({"failed", "truncated"})
 Buckets = Mapping[float, float]
 """Cumulative counts by upper edge."""
+Firsts = Mapping[tuple[str, ...], tuple[float, float]]
+"""How many first tokens an engine gave and in how many seconds, by instance and role."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +94,9 @@ class Rates:
 
 def read_live(fleet: Mapping[str, Any], samples: Samples) -> Live:
     """One router's own words; what is missing or of another shape reads as nothing."""
-    waiting = mapping(fleet.get("waiting"))
+    waiting, firsts = mapping(fleet.get("waiting")), first_tokens(samples)
     models = [
-        read_model(str(name), mapping(raw), whole(waiting.get(name)), samples)
+        read_model(str(name), mapping(raw), whole(waiting.get(name)), samples, firsts)
         for name, raw in mapping(fleet.get("models")).items()
     ]
     return Live(
@@ -103,7 +106,13 @@ def read_live(fleet: Mapping[str, Any], samples: Samples) -> Live:
     )
 
 
-def read_model(name: str, raw: Mapping[str, Any], waiting: int, samples: Samples) -> Model:
+def first_tokens(samples: Samples) -> Firsts:
+    """Count and seconds of every engine's first tokens."""
+    counts, seconds = (samples.sums(f"{ENGINE_TTFT}_{end}", "llmcluster", "role") for end in ("count", "sum"))
+    return {key: (counts[key], seconds.get(key, 0.0)) for key in counts}
+
+
+def read_model(name: str, raw: Mapping[str, Any], waiting: int, samples: Samples, firsts: Firsts) -> Model:
     endpoints = raw.get("endpoints")
     return Model(
         name=name,
@@ -117,7 +126,7 @@ def read_model(name: str, raw: Mapping[str, Any], waiting: int, samples: Samples
         prompt_tokens=samples.total("llmfleet_router_prompt_tokens_total", model=name),
         output_tokens=samples.total("llmfleet_router_completion_tokens_total", model=name),
         ttft=buckets_of(samples, name),
-        engines=tuple(read_engine(mapping(one), samples) for one in endpoints) if isinstance(endpoints, list) else (),
+        engines=tuple(read_engine(mapping(one), firsts) for one in endpoints) if isinstance(endpoints, list) else (),
     )
 
 
@@ -132,19 +141,19 @@ def buckets_of(samples: Samples, model: str) -> Buckets:
     return found
 
 
-def read_engine(raw: Mapping[str, Any], samples: Samples) -> Engine:
-    labels = {"llmcluster": str(raw.get("instance", "")), "role": str(raw.get("role", "both"))}
-    family = "llmfleet_router_endpoint_time_to_first_token_seconds"
+def read_engine(raw: Mapping[str, Any], firsts: Firsts) -> Engine:
+    instance, role = str(raw.get("instance", "")), str(raw.get("role", "both"))
+    count, seconds = firsts.get((instance, role), (0.0, 0.0))
     return Engine(
-        instance=labels["llmcluster"],
+        instance=instance,
         address=str(raw.get("address", "")),
-        role=labels["role"],
+        role=role,
         state=str(raw.get("out") or raw.get("state") or "ready"),
         in_flight=whole(raw.get("inFlight")),
         slots=whole(raw.get("slots")),
         limit=whole(raw.get("limit")),
-        first_tokens=samples.total(f"{family}_count", **labels),
-        first_seconds=samples.total(f"{family}_sum", **labels),
+        first_tokens=count,
+        first_seconds=seconds,
     )
 
 

@@ -39,6 +39,14 @@ class Samples:
     def total(self, name: str, **labels: str) -> float:
         return sum(sample.value for sample in self.of(name, **labels))
 
+    def sums(self, name: str, *labels: str) -> dict[tuple[str, ...], float]:
+        """Totals of a name by the values of these labels: one walk, however many are asked for."""
+        found: dict[tuple[str, ...], float] = {}
+        for sample in self.by_name.get(name, ()):
+            key = tuple(sample.labels.get(label, "") for label in labels)
+            found[key] = found.get(key, 0.0) + sample.value
+        return found
+
     def known(self, name: str) -> bool:
         return name in self.by_name
 

@@ -1,4 +1,4 @@
-"""The admin listener of a router process: `/metrics`, `/fleet`, `/peers`, `/drain`.
+"""The admin listener of a router process: `/metrics`, `/fleet`, `/peers`, `/drain`, and a page for people on `/`.
 
 In: a router. Out: what it says of itself, on aiohttp; nothing that a client of the API waits for is here. It is not
 behind the client Service and never writes a file.
@@ -18,6 +18,7 @@ from llmfleet.router.peers.client import Gossip
 from llmfleet.router.pick import view
 from llmfleet.router.proxy import Router
 from llmfleet.telemetry import EndpointGauges, HandoffGauges, RouterGauges, RouterMetrics
+from llmfleet.top.app import add_page
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ def admin(router: Router, registry: CollectorRegistry, pod: str, gossip: Gossip)
     app.router.add_get("/fleet", fleet)
     app.router.add_get("/peers", peers)
     app.router.add_post("/drain", drain)
+    add_page(app, lambda: (fleet_answer(router, pod), registry.collect()))
     return app
 
 
