@@ -10,10 +10,13 @@ more than they carry, everybody counts as late. It never looks at a clock.
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from llmfleet.api.autoscaler import MetricType, Slo
 from llmfleet.scale.look import View
 from llmfleet.scale.signals import Buckets
+
+EMPTY: Final = 0.01
 
 
 def missed_share(view: View, slo: Slo, ready: int) -> float:
@@ -28,13 +31,21 @@ def missed_share(view: View, slo: Slo, ready: int) -> float:
 
 
 def beyond(buckets: Buckets, objective: float) -> float | None:
-    """Share of a histogram beyond a value, interpolated as Prometheus does; None when it counted nobody."""
+    """Share of a histogram beyond a value; None when it counted nobody.
+
+    Between two edges the share falls geometrically, as tails do: vLLM's edges around two seconds are 1.0 and 2.5, and
+    a straight line between them calls a third of those above one second late. An empty bucket above counts as a
+    hundredth of the one before it, so that a full bucket around the objective is never taken for nobody.
+    """
     if not buckets or buckets[-1][1] <= 0:
         return None
-    total, low, below = buckets[-1][1], 0.0, 0.0
+    total, low, above = buckets[-1][1], 0.0, 1.0
     for edge, count in buckets:
-        if edge >= objective:
+        over = max(0.0, 1 - count / total)
+        if edge == objective:
+            return over
+        if edge > objective:
             part = 0.0 if math.isinf(edge) else (objective - low) / (edge - low)
-            return max(0.0, 1 - (below + part * (count - below)) / total)
-        low, below = edge, count
-    return 0.0
+            return above * max(over / above, EMPTY) ** part if above > 0 else 0.0
+        low, above = edge, over
+    return above

@@ -163,6 +163,7 @@ class Engine:
                 job.done += 1
                 if job.first == math.inf:
                     job.first = clock
+                    self.ttft[bisect_left(TTFT_EDGES, clock - job.at)] += 1
                 if job.done >= job.output:
                     self._end(job, clock)
                     continue
@@ -180,7 +181,6 @@ class Engine:
         self.in_flight -= 1
         self.finished += 1
         self.over.append(job)
-        self.ttft[bisect_left(TTFT_EDGES, job.first - job.at)] += 1
         if job.output > 1:
             self.tpot[bisect_left(TPOT_EDGES, (clock - job.first) / (job.output - 1))] += 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -36,7 +37,9 @@ def view_of(load: float, *, queued: float = 0.0, **buckets: Any) -> View:
 def test_what_requests_got_counts_and_not_what_the_load_looks_like() -> None:
     soon, quick = ((1.0, 100.0), (math.inf, 100.0)), ((0.05, 100.0), (math.inf, 100.0))
     assert missed_share(view_of(5.0, TTFT=soon, TPOT=quick), Slo(), 1) == 0.0
-    assert missed_share(view_of(0.1, TTFT=TTFT, TPOT=TPOT), Slo(), 1) == pytest.approx(0.06 + 0.01)
+    assert missed_share(view_of(0.1, TTFT=TTFT, TPOT=TPOT), Slo(), 1) == pytest.approx(
+        0.10 ** (1 / 3) * 0.04 ** (2 / 3) + 0.01
+    )
 
 
 def test_without_histograms_load_beyond_capacity_stands_for_misses() -> None:
@@ -53,9 +56,28 @@ def test_who_waits_in_a_router_of_an_overloaded_fleet_is_late_though_no_engine_c
     assert missed_share(view_of(0.7, queued=3.0, TTFT=good), Slo(), 1) == 0.0
 
 
-@pytest.mark.parametrize(("objective", "share"), [(1.0, 0.10), (1.75, 0.07), (2.5, 0.04), (10.0, 0.04), (0.5, 0.55)])
-def test_a_share_beyond_an_objective_is_interpolated(objective: float, share: float) -> None:
+@pytest.mark.parametrize(
+    ("objective", "share"),
+    [(1.0, 0.10), (1.75, math.sqrt(0.10 * 0.04)), (2.5, 0.04), (10.0, 0.04), (0.5, math.sqrt(0.1))],
+)
+def test_between_two_edges_a_share_falls_as_tails_do(objective: float, share: float) -> None:
     assert beyond(TTFT, objective) == pytest.approx(share)
+
+
+def test_a_full_bucket_around_the_objective_is_not_taken_for_nobody() -> None:
+    share = beyond(((1.0, 0.0), (2.5, 100.0), (math.inf, 100.0)), 2.0)
+    assert share is not None
+    assert 0.01 < share < 0.5
+    assert beyond(((1.0, 100.0), (2.5, 100.0), (math.inf, 100.0)), 2.0) == 0.0
+
+
+@QUIET
+@given(counts=st.lists(st.floats(0, 100), min_size=4, max_size=4), first=st.floats(0.1, 20), second=st.floats(0.1, 20))
+def test_more_patience_never_means_more_misses(counts: list[float], first: float, second: float) -> None:
+    edges = tuple(zip((0.5, 1.0, 2.5, math.inf), itertools.accumulate(counts), strict=True))
+    sooner, later = (beyond(edges, objective) for objective in sorted((first, second)))
+    if sooner is not None and later is not None:
+        assert 0 <= later <= sooner + 1e-9 <= 1 + 2e-9
 
 
 def test_an_empty_histogram_says_nothing() -> None:
