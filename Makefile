@@ -75,6 +75,14 @@ push: ## Push the images: make push REGISTRY=registry.example.com/team
 bench-operator: setup ## 100, 300 and 1,000 instances on a real apiserver: seconds, memory, writes
 	@.venv/bin/python tests/benchmarks/operator_scale.py
 
+.PHONY: autoscaler-long
+autoscaler-long: setup ## A day in 20 minutes on the local cluster, the autoscaler killed 20 times: 0 requests lost
+	@.venv/bin/python -m pytest -q tests/e2e/long_autoscaler.py
+
+.PHONY: bench-autoscaler
+bench-autoscaler: setup ## 200 autoscalers and 1,000 engines on a real apiserver: CPU, memory, decisions
+	@.venv/bin/python tests/benchmarks/autoscaler_scale.py
+
 .PHONY: bench-router
 bench-router: setup ## Router CPU per request, streamed chunk and P/D flow, beside nginx, HAProxy, Envoy and the LLM routers
 	@.venv/bin/python tests/benchmarks/router

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from kubernetes import client
@@ -117,11 +117,11 @@ class Autoscaler:
             self.process.kill()
             self.process.wait()
 
-    def torment(self, dice: random.Random) -> None:
-        """Kill and start again at random moments; one is left running."""
+    def torment(self, dice: random.Random, least: float, most: float) -> None:
+        """Kill and start again at random moments, each life this long; one is left running."""
         for _ in range(KILLS):
             self.start()
-            time.sleep(dice.uniform(1.2, 4.5))
+            time.sleep(dice.uniform(least, most))
             self.kill()
             self.kills += 1
         self.start()
@@ -147,8 +147,11 @@ class Watch:
         prefill = sum(serves(item) for item in found[ROLES] if item["spec"]["role"] == "prefill")
         decode = sum(serves(item) for item in found[ROLES] if item["spec"]["role"] == "decode" and stays(item))
         self.most = max(self.most, prefill)
-        if prefill > decode:
+        if prefill > decode:  # maxPrefillPerDecode is 1
             self.broken.append(f"{prefill} prefill to {decode} decode")
+
+
+W = TypeVar("W", bound=Watch)
 
 
 def serves(item: dict[str, Any]) -> bool:
@@ -161,9 +164,9 @@ def stays(item: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def watching(bed: Bed) -> Iterator[Watch]:
+def watching(bed: Bed, watch: W) -> Iterator[W]:
     """Look again and again while the block runs, with a connection of its own."""
-    watch, over, own = Watch(), threading.Event(), Bed(bed.kubeconfig)
+    over, own = threading.Event(), Bed(bed.kubeconfig)
 
     def run() -> None:
         while not over.wait(0.25):
@@ -218,9 +221,9 @@ def test_killed_twenty_times_the_autoscaler_follows_the_load_and_does_nothing_tw
         for fleet, ready in ((ALONE, 1), (ROLES, 2)):
             eventually(lambda fleet=fleet, ready=ready: count(bed, fleet) == ready, 90, lambda f=fleet: why(bed, f))
         autoscaler.kill()
-        with watching(bed) as watch, open_loop(url, "alone", 0.2, 10) as trickle:
+        with watching(bed, Watch()) as watch, open_loop(url, "alone", 0.2, 10) as trickle:
             with open_loop(url, "alone", 1.5, 20) as alone, open_loop(url, "roles", 2, 20) as roles:
-                autoscaler.torment(random.Random(SEED))
+                autoscaler.torment(random.Random(SEED), 1.2, 3.6)
                 eventually(lambda: count(bed, ALONE) >= 2, 90, lambda: why(bed, ALONE))
                 eventually(lambda: count(bed, ROLES, "prefill") >= 2, 90, lambda: why(bed, ROLES))
             grown = {name: set(uids) for name, uids in watch.seen.items()}

@@ -28,8 +28,8 @@ from llmfleet.settings import AutoscalerSettings, own_namespace
 from llmfleet.telemetry import AutoscalerMetrics, set_up_logs
 
 LEASE_NAME: Final = "llmfleet-autoscaler"
-WORKERS: Final = 8
-"""A pass mostly waits for engines to answer."""
+WORKERS: Final = 24
+"""A pass mostly waits for engines to answer: 200 fleets at 1 s each, every 15 s, need 14."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
