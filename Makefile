@@ -76,7 +76,7 @@ bench-operator: setup ## 100, 300 and 1,000 instances on a real apiserver: secon
 	@.venv/bin/python tests/benchmarks/operator_scale.py
 
 .PHONY: autoscaler-long
-autoscaler-long: setup ## A day in 20 minutes on the local cluster, the autoscaler killed 20 times: 0 requests lost
+autoscaler-long: setup ## A day in 20 minutes on the local cluster, the autoscaler killed 20 times
 	@.venv/bin/python -m pytest -q tests/e2e/long_autoscaler.py
 
 .PHONY: bench-autoscaler

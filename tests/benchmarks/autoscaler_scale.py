@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -287,18 +287,13 @@ def answer_all(port: int, options: argparse.Namespace) -> None:
     os.nice(options.nice)
     engine, router = engine_template(), router_page(options.fleets).encode()
 
-    class Engine(Asked):
-        def page(self, address: str) -> bytes:
-            time.sleep(options.delay)
-            return engine_page(engine, int(ipaddress.ip_address(address)) - int(ENGINES), time.time())
-
-    class Router(Asked):
-        def page(self, address: str) -> bytes:
-            return router
+    def engine_answer(address: str) -> bytes:
+        time.sleep(options.delay)
+        return engine_page(engine, int(ipaddress.ip_address(address)) - int(ENGINES), time.time())
 
     with (
-        Listening(("0.0.0.0", port), Engine) as engines,
-        Listening(("0.0.0.0", ADMIN_PORT), Router) as routers,
+        Listening(("0.0.0.0", port), asked(engine_answer)) as engines,
+        Listening(("0.0.0.0", ADMIN_PORT), asked(lambda address: router)) as routers,
         ThreadPoolExecutor(1) as pool,
     ):
         pool.submit(routers.serve_forever)
@@ -311,18 +306,18 @@ class Listening(socketserver.ThreadingTCPServer):
     request_queue_size = 512
 
 
-class Asked(socketserver.StreamRequestHandler):
-    """One GET and its page."""
+def asked(page: Callable[[str], bytes]) -> type[socketserver.StreamRequestHandler]:
+    """A handler of one GET, whose page depends on the address that was asked."""
 
-    def page(self, address: str) -> bytes:
-        raise NotImplementedError
+    class Asked(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while self.rfile.readline().strip():
+                pass
+            body = page(self.connection.getsockname()[0])
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            self.wfile.write(head.encode() + body)
 
-    def handle(self) -> None:
-        while self.rfile.readline().strip():
-            pass
-        body = self.page(self.connection.getsockname()[0])
-        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        self.wfile.write(head.encode() + body)
+    return Asked
 
 
 def engine_template() -> str:
