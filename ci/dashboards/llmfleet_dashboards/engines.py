@@ -61,7 +61,7 @@ def _now() -> Row:
                 ask(rate("vllm:generation_tokens_total", ENGINE), "tokens"),
             ),
             figure(
-                "Preemptions",
+                "Preempted requests",
                 "Requests that lost their place in the KV cache and are computed again, in this time range.",
                 Unit.COUNT,
                 now(f"sum(increase(vllm:num_preemptions_total{{{ENGINE}}}[$__range]))", "preemptions"),

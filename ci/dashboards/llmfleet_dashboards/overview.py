@@ -1,7 +1,7 @@
 """The first page: is the promise kept, for whom, and which page to open next.
 
-In: nothing. Out: a Dashboard. Pure. An error is what the service did wrong: a failed or truncated answer, or a refusal
-with a status from 500 on; refusals below that, and clients that left, are not.
+In: nothing. Out: a Dashboard. Pure. An error is what the service did wrong, as in the chart's rules: a status from 500
+on, or an answer that failed or broke after a 200. It is counted over all requests that reached a model.
 """
 
 from __future__ import annotations
@@ -35,20 +35,18 @@ TTFT_OBJECTIVE: Final = Variable(
 
 def bad(window: str, by: str = "") -> str:
     """Errors per second over a window."""
-    failed = f'rate({REQUESTS}{{{WHERE}, outcome=~"failed|truncated"}}[{window}])'
-    refused = f'rate({REQUESTS}{{{WHERE}, outcome="refused", code=~"5.."}}[{window}])'
-    return f"{promql.total(by)}({failed} or {refused})"
+    said = f'rate({REQUESTS}{{{WHERE}, model!="", code=~"5.."}}[{window}])'
+    broken = f'rate({REQUESTS}{{{WHERE}, model!="", outcome=~"failed|truncated"}}[{window}])'
+    return f"{promql.total(by)}({said} or {broken})"
 
 
 def every(window: str, by: str = "") -> str:
-    """Requests that count for availability: all but those whose client left and those refused for their own sake."""
-    asked = f'rate({REQUESTS}{{{WHERE}, outcome!~"aborted|refused"}}[{window}])'
-    refused = f'rate({REQUESTS}{{{WHERE}, outcome="refused", code=~"5.."}}[{window}])'
-    return f"{promql.total(by)}({asked} or {refused})"
+    """Requests that count for availability."""
+    return f'{promql.total(by)}(rate({REQUESTS}{{{WHERE}, model!=""}}[{window}]))'
 
 
 def error_share(window: str) -> str:
-    """Errors over counted requests; zero while requests are served and none was bad."""
+    """Errors over requests; zero while requests are served and none was bad."""
     return share(f"({or_zero(bad(window), ROUTERS)})", every(window))
 
 
@@ -75,10 +73,11 @@ def _promise() -> Row:
         panels=(
             figure(
                 "Availability",
-                "Share of the requests of this time range that were answered well. Bad are failed and truncated "
-                "answers and refusals with a status from 500 on; clients that left and refusals below 500 do "
-                "not count. "
-                "Red: below 99 %.",
+                "Share of the requests to a model in this time range that were not answered with an error: a "
+                "status from "
+                "500 on, or an answer that failed or broke after a 200. Clients that left and statuses below "
+                "500 are no "
+                "errors. Red: below 99 %.",
                 Unit.SHARE,
                 now(f"1 - {error_share('$__range')}", "availability"),
                 (0, "red"),
