@@ -57,8 +57,11 @@ def command(
     if once:
         print_once(source, interval, as_object)
         return
+    console = Console()
+    if not console.is_terminal:
+        raise click.UsageError("a live table needs a terminal: pass --once")
     try:
-        watch(source, interval)
+        watch(source, interval, console)
     except KeyboardInterrupt:
         return
 
@@ -94,10 +97,10 @@ def is_empty(view: View) -> bool:
     return not view.models and not view.others and all(one.problem for one in view.routers)
 
 
-def watch(source: Source, interval: float) -> None:
+def watch(source: Source, interval: float, console: Console) -> None:
     """Draw until somebody has seen enough."""
     before: Look | None = None
-    with Screen(console=Console(), screen=True, auto_refresh=False) as screen:
+    with Screen(console=console, screen=True, auto_refresh=False) as screen:
         while True:
             now = take(source)
             hint = f"; every {interval:g} s, Ctrl-C leaves"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from crds.crd_objects import monolithic
 from fakes.apiserver import Apiserver
 from llmfleet.cli import main
+from llmfleet.top.main import source_of, watch
 
 from .test_live import FLEET, METRICS
 
@@ -113,3 +116,25 @@ def test_an_empty_namespace_ends_with_one(server: Apiserver, namespace: str) -> 
     found = run("-n", namespace, "--once", "--interval", "0.2", "--kubeconfig", str(server.kubeconfig))
     assert found.exit_code == 1
     assert "0 routers answered" in found.output
+
+
+def test_the_live_table_is_drawn_until_somebody_leaves(admin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("llmfleet.top.main.time.sleep", wait)
+    screen = io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        watch(source_of((admin,), "", None), 5.0, Console(file=screen, force_terminal=True, width=140, height=30))
+    assert waits == [5.0, 5.0, 5.0]
+    assert screen.getvalue().count("every 5 s, Ctrl-C leaves") == 3
+
+
+def test_a_live_table_without_a_terminal_is_refused(admin: str) -> None:
+    found = run("--url", admin)
+    assert found.exit_code == 2
+    assert "pass --once" in found.output
