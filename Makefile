@@ -24,7 +24,7 @@ test: ## Everything a merge needs: lint, unit, charts, images, real cluster, rea
 setup: ## Make .venv from the hash-locked requirements
 	@ci/setup
 
-.PHONY: lint unit crds charts images-test cluster-test e2e
+.PHONY: lint unit crds charts rules dashboards images-test cluster-test e2e faults
 lint: ## Formatter, linter, types, layers, generated files
 	@ci/check lint
 unit: ## Unit, property, golden, router and simulator tests (no cluster)
@@ -33,12 +33,18 @@ crds: ## The CRDs on a real apiserver
 	@ci/check crds
 charts: ## Render, schema, lint and unit tests of the charts
 	@ci/check charts
+rules: ## Alerts and recording rules as rendered: each fires, each keeps quiet, a real Prometheus evaluates all
+	@ci/check rules
+dashboards: ## Every panel of every dashboard, asked of a Prometheus that scrapes a running fleet
+	@ci/check dashboards
 images-test: ## Build the images and look into them
 	@ci/check images
 cluster-test: ## Local clusters: up, down, kill, repair
 	@ci/check cluster
 e2e: ## The chart on the local cluster: scale, drain, restart, evict, roll
 	@ci/check e2e
+faults: ## Routers rolled and killed, engines and the whole control plane killed, under load (LLMFLEET_FAULTS_RATE=100)
+	@ci/check faults
 
 .PHONY: fmt
 fmt: setup ## Format the code and mend what the linter can mend
