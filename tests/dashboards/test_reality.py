@@ -166,7 +166,8 @@ def test_gpus_of_pods_outside_the_fleets_are_in_no_panel(scraped: tuple[Promethe
     instances = {one.name for one in asked["llmfleet-gpu: GPU utilisation A"].series}
     assert instances == {"llama-0", "llama-1", "llama-2", "qwen-decode-0", "qwen-prefill-0"}
     [idle] = asked["llmfleet-gpu: GPUs without an engine that serves A"].series
-    assert idle.points[-1][1] == 2  # those of mistral-0
+    # Those of mistral-0 are always among them; a busy machine misses scrapes, and an engine may be for a moment.
+    assert min(value for _, value in idle.points) == 2
 
 
 def test_the_list_of_targets_without_data_holds_nothing_else() -> None:
