@@ -27,6 +27,8 @@ ALIASES: Final = {
     "experts_per_token": ("num_experts_per_tok", "experts_per_token", "moe_top_k", "moe_topk"),
 }
 UNKNOWN_LAYERS: Final = ("linear_attention", "mamba", "recurrent", "conv", "hybrid")
+LARGEST: Final = 10**8
+"""No size of a model is above this; what is above it is no size."""
 ELEMENT: Final = 2
 """Bytes of a bfloat16 or float16 value; vLLM casts float32 checkpoints to one of them."""
 
@@ -197,8 +199,7 @@ def text_part(config: Config) -> Config:
 
 def refuse_unknown(text: Config) -> None:
     """Models that keep a state instead of KV need other arithmetic."""
-    kinds = {str(kind) for kind in text.get("layer_types") or ()}
-    kinds |= {str(text.get("model_type"))}
+    kinds = {*words(text, "layer_types"), str(text.get("model_type"))}
     for kind in sorted(kinds):
         if any(word in kind for word in UNKNOWN_LAYERS):
             raise ConfigError(
@@ -208,18 +209,18 @@ def refuse_unknown(text: Config) -> None:
 
 def read_attention(text: Config, hidden: int, layers: int) -> Attention:
     heads = integer(text, "num_attention_heads")
-    if text.get("kv_lora_rank"):
+    if integer(text, "kv_lora_rank", default=0):
         latent = integer(text, "kv_lora_rank") + integer(text, "qk_rope_head_dim")
         width = integer(text, "qk_nope_head_dim") + integer(text, "qk_rope_head_dim")
         return Attention(heads=heads, kv_heads=heads, head_dim=width, latent=latent)
     kv = integer(text, "num_key_value_heads", default=1 if text.get("multi_query") else heads)
-    if kv > heads or heads % kv:
+    if not kv or kv > heads or heads % kv:
         raise ConfigError(f"num_key_value_heads: {kv} does not divide num_attention_heads: {heads}")
     window, sliding = read_window(text, layers)
     return Attention(
         heads=heads,
         kv_heads=kv,
-        head_dim=integer(text, "head_dim", default=hidden // heads),
+        head_dim=integer(text, "head_dim", default=0) or max(1, hidden // heads),
         window=window,
         sliding_layers=sliding,
     )
@@ -227,16 +228,15 @@ def read_attention(text: Config, hidden: int, layers: int) -> Attention:
 
 def read_window(text: Config, layers: int) -> tuple[int, int]:
     """Tokens a sliding layer keeps, and how many layers slide."""
-    window = text.get("sliding_window") or 0
+    window = integer(text, "sliding_window", default=0)
     if not window or text.get("use_sliding_window") is False:
         return 0, 0
-    kinds = text.get("layer_types")
+    kinds = words(text, "layer_types")
     if kinds:
-        return int(window), sum(kind == "sliding_attention" for kind in kinds)
-    pattern = text.get("sliding_window_pattern")
-    if pattern:
-        return int(window), layers - layers // int(pattern)
-    return int(window), layers if text.get("model_type") in ("mistral", "mixtral") else 0
+        return window, sum(kind == "sliding_attention" for kind in kinds)
+    if pattern := integer(text, "sliding_window_pattern", default=0):
+        return window, layers - layers // pattern
+    return window, layers if text.get("model_type") in ("mistral", "mixtral") else 0
 
 
 def attention_parameters(text: Config, attention: Attention, hidden: int) -> int:
@@ -276,8 +276,22 @@ def sparse_layers(text: Config, layers: int) -> int:
     """Layers with experts: after the first dense ones, every n-th, less those that are named dense."""
     first = integer(text, "first_k_dense_replace", default=0)
     step = integer(text, "decoder_sparse_step", default=0) or integer(text, "interleave_moe_layer_step", default=0) or 1
-    named = {int(layer) for layer in text.get("mlp_only_layers") or ()}
+    named = {layer for layer in items(text, "mlp_only_layers") if isinstance(layer, int)}
     return sum(layer >= first and (layer + 1) % step == 0 and layer not in named for layer in range(layers))
+
+
+def items(text: Config, key: str) -> list[Any]:
+    """A list of the file; none when it is missing."""
+    value = text.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise ConfigError(f"{key}: {value!r} is not a list")
+    return value
+
+
+def words(text: Config, key: str) -> list[str]:
+    return [str(one) for one in items(text, key)]
 
 
 def integer(text: Config, key: str, default: int | None = None) -> int:
@@ -288,6 +302,8 @@ def integer(text: Config, key: str, default: int | None = None) -> int:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ConfigError(f"{name}: {value!r} is not a whole number")
+        if value > LARGEST:
+            raise ConfigError(f"{name}: {value} is too large")
         if value == 0 and default is None:
             raise ConfigError(f"{name}: 0 is too small")
         return value

@@ -84,9 +84,8 @@ def of_modelopt(algorithm: str) -> Quantization:
 
 def of_compressed(config: Mapping[str, Any]) -> Quantization:
     """The first group's weights; activations decide what is multiplied."""
-    groups = config.get("config_groups")
-    first: Mapping[str, Any] = next(iter(groups.values()), {}) if isinstance(groups, Mapping) else {}
-    weights = first.get("weights") or {}
+    first = mapping(next(iter(mapping(config.get("config_groups")).values()), {}))
+    weights = mapping(first.get("weights"))
     bits = number(weights, "num_bits", 0)
     if not bits:
         raise ConfigError("quantization_config.config_groups: no weights.num_bits in the first group")
@@ -100,6 +99,10 @@ def of_compressed(config: Mapping[str, Any]) -> Quantization:
     )
 
 
+def mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
 def grouped(bits: float, group: float, *, zero: float = 0.0) -> float:
     """A 16-bit scale, and perhaps a zero point, for each group of weights; -1 means one for each row."""
     return bits + (16 + zero) / group if group > 0 else bits
@@ -111,4 +114,6 @@ def number(config: Mapping[str, Any], key: str, default: float) -> float:
         return default
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ConfigError(f"quantization_config.{key}: {value!r} is not a number")
+    if not -1 <= value <= 1024:
+        raise ConfigError(f"quantization_config.{key}: {value!r} is not between -1 and 1024")
     return float(value)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmfleet.sizing.model import read_model
 from llmfleet.sizing.quantization import ConfigError
@@ -161,6 +164,36 @@ def test_a_fault_names_the_field(change: dict[str, Any], said: str) -> None:
 def test_a_quantized_checkpoint_is_not_quantized_again() -> None:
     with pytest.raises(ConfigError, match="the checkpoint is awq already"):
         read_model(config("mistral-7b-awq"), quantization="fp8")
+
+
+ODD = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.lists(st.integers(), max_size=2)
+)
+KEYS = sorted({*config("deepseek-v3"), *config("gpt-oss-120b"), *config("qwen3-30b-a3b"), "layer_types", "text_config"})
+QUANTIZED = st.fixed_dictionaries(
+    {"quant_method": st.sampled_from(["awq", "fp8", "compressed-tensors", "modelopt", ""])},
+    optional={"bits": ODD, "group_size": ODD, "config_groups": ODD | st.just({"a": {"weights": {"num_bits": 4}}})},
+)
+
+
+@given(
+    name=st.sampled_from(["llama-3.1-8b", "deepseek-v3", "gpt-oss-120b", "gemma-3-27b"]),
+    changes=st.dictionaries(st.sampled_from(KEYS), ODD, max_size=3),
+    quantized=st.none() | QUANTIZED,
+)
+def test_whatever_a_config_says_it_is_a_model_or_a_fault(
+    name: str, changes: dict[str, Any], quantized: dict[str, Any] | None
+) -> None:
+    written = {**config(name), **changes, **({"quantization_config": quantized} if quantized else {})}
+    try:
+        found = read_model(written)
+    except ConfigError as error:
+        assert ": " in str(error)
+        return
+    assert found.parameters > 0
+    assert found.kv_bytes(2, 1000) > 0
+    assert 0 < found.weight_bytes < math.inf
+    assert found.kv_copies(8) >= 1
 
 
 def test_a_list_is_no_config() -> None:
