@@ -71,11 +71,6 @@ class Watching:
         recent = self.recent(seconds)
         return sum(one.load for one in recent) / len(recent)
 
-    def waiting(self, seconds: float) -> float:
-        """Requests that wait in engines, mean: `vllm:num_requests_waiting`."""
-        recent = self.recent(seconds)
-        return sum(one.waiting for one in recent) / len(recent)
-
     def concurrency(self, seconds: float) -> float:
         """Requests that run or wait anywhere, mean."""
         recent = self.recent(seconds)
@@ -181,7 +176,8 @@ class KedaWaiting:
 
     Read: production-stack `docs/source/use_cases/autoscaling-keda.rst`: threshold 5, polled each 15 s. KEDA hands the
     sum to an HPA as an external metric with an average value, so `ceil(sum / threshold)` with HPA's tolerance, rates
-    and windows; cooldownPeriod (360 s) concerns only the step from one to none.
+    and windows; cooldownPeriod (360 s) concerns only the step from one to none. What our router holds counts as
+    waiting: without a router that knows slots it would wait in engines.
     """
 
     watching: Watching
@@ -192,8 +188,8 @@ class KedaWaiting:
     def size(self, fleet: Fleet, seen: Observation, now: float) -> int:
         watching, size = self.watching, fleet.size
         view = watching.view(seen, now)
-        ratio = view.waiting / self.threshold / max(size, 1)
-        wanted = size if abs(ratio - 1) <= self.tolerance else math.ceil(view.waiting / self.threshold)
+        each = (view.waiting + view.queued) / self.threshold
+        wanted = size if abs(each / max(size, 1) - 1) <= self.tolerance else math.ceil(each)
         watching.wish(max(wanted, 1), now, self.down)
         return watching.bounded(min(watching.stable(size, now, 0.0, self.down), max(2 * size, size + 4)))
 
