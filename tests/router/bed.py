@@ -230,6 +230,8 @@ class Raw:
     async def answer(self) -> Answer:
         status, headers = await self.head()
         body = b""
+        if status < 200:  # the final answer is still to come
+            return Answer(status, headers, body, "whole")
         try:
             if "content-length" in headers:
                 while len(body) < int(headers["content-length"]):

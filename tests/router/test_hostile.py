@@ -23,8 +23,8 @@ from engine import (
 )
 
 from llmfleet.api.document import Document, DocumentError, Endpoint, Model, parse_document
+from llmfleet.router.clients.proxy import Phase
 from llmfleet.router.pick import Fleet, pick
-from llmfleet.router.proxy import Phase
 from llmfleet.router.request import RequestReader, head_pattern
 
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"

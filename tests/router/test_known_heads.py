@@ -73,6 +73,7 @@ def messages(draw, line):
 @given(pair=messages(b"POST /v1/completions?x HTTP/1.1\r\nhost: a\r\n"), cuts=CUTS)
 @example(pair=(request_bytes(b"{}"), request_bytes(b'{"a":1}')), cuts=[])
 @example(pair=(request_bytes(b"{}"), request_bytes(b'{"a":1}') + b"GET "), cuts=[120])
+@example(pair=(request_bytes(b"{}"), request_bytes(b"{}", headers={"Content-Length": "5001"})), cuts=[])
 def test_a_second_request_is_read_as_a_first_one_would_be(pair, cuts):
     first, second = pair
     kept, fresh = request_reader(), request_reader()

@@ -21,11 +21,12 @@ from aiohttp import web
 
 from llmfleet.router.admin.app import admin, gauges, registry_of, start_drain
 from llmfleet.router.client import check
+from llmfleet.router.clients.proxy import Client
 from llmfleet.router.files.app import AccessLog, KeysWatch, Watch
 from llmfleet.router.limits import Settings, max_connections
 from llmfleet.router.peers.client import Gossip
 from llmfleet.router.pick import Backend
-from llmfleet.router.proxy import Client, Router
+from llmfleet.router.proxy import Router
 from llmfleet.telemetry import RouterMetrics
 
 log = logging.getLogger(__name__)

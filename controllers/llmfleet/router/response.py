@@ -1,8 +1,8 @@
 """Read the answers of one engine connection, on llhttp in its strict mode, and turn their heads into a client's.
 
 In: bytes as they come off a connection. Out: one answer (status, head, body pieces). What llhttp doubts is a
-`BadMessage`. Heads that were read before are not read again, and whole chunks under such a head are taken as they are.
-It never waits, reads a clock or owns a socket.
+`BadMessage`. A head with a length that was read before is not read again. It never waits, reads a clock or owns a
+socket.
 """
 
 from __future__ import annotations
@@ -27,22 +27,19 @@ _ANSWER_LENGTH: Final = b"\r\ncontent-length: "  # as uvicorn writes it
 _MAX_DIGITS: Final = 15
 _MAX_KNOWN: Final = 256
 _MAX_KNOWN_HEAD: Final = 1024
-_CHUNKED_FIELD: Final = b"\r\ntransfer-encoding: chunked\r\n"
-_MAX_CHUNK_LINE: Final = 10
-_MAX_LOOSE_CHUNKS: Final = 4  # of one piece; llhttp is quicker with more
 
-# Heads of answers by all but the digits of their length: whether they are sized, of a stream, with hop-by-hop fields.
-_ANSWERS: Final[dict[bytes, tuple[bool, bool, bool]]] = {}
+# Heads of answers by all but the digits of their length: whether they are of a stream, and with hop-by-hop fields.
+_ANSWERS: Final[dict[bytes, tuple[bool, bool]]] = {}
 
 
 def _answer_text(data: bytes) -> tuple[bytes, int, int] | None:
-    """Return a head without the digits of its length, the length or -1, and where the body begins."""
+    """Return a head without the digits of its length, the length, and where the body begins; None for one without."""
     end = data.find(b"\r\n\r\n") + 4
     if end < 4:
         return None
     start = data.find(_ANSWER_LENGTH, 0, end)
     if start < 0:
-        return data[:end], -1, end
+        return None
     start += len(_ANSWER_LENGTH)
     stop = data.find(b"\r", start)
     digits = data[start:stop]
@@ -56,7 +53,6 @@ class ResponseReader:
 
     __slots__ = (
         "_left",
-        "_loose",
         "_max_head",
         "_parser",
         "_raw",
@@ -87,7 +83,7 @@ class ResponseReader:
 
     def next(self) -> None:
         """Forget the answer that was read."""
-        self._raw = self.head = self._loose = b""
+        self._raw = self.head = b""
         self.headed = self.complete = self.surplus = False
         self._left = -1
         self.body.clear()
@@ -107,11 +103,6 @@ class ResponseReader:
         first = not self.head and not self._raw
         if first and self._again(data):
             return
-        if self._loose:
-            if self._chunks(data):
-                return
-            parser.feed_data(self._loose)  # it has not seen this head, and not the whole chunks that followed
-            self._loose = b""
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -135,11 +126,11 @@ class ResponseReader:
         if len(head) > _MAX_KNOWN_HEAD or _CONNECTION.search(head) is not None:
             return
         found = _answer_text(data)
-        if found is None or self.sized != (found[1] >= 0) or (not self.sized and _CHUNKED_FIELD not in head):
+        if found is None or not self.sized:
             return
         if len(_ANSWERS) >= _MAX_KNOWN:
             _ANSWERS.clear()
-        _ANSWERS[found[0]] = (self.sized, self.events, self.hops)
+        _ANSWERS[found[0]] = (self.events, self.hops)
 
     def _again(self, data: bytes) -> bool:
         """Read an answer that begins with a known head: llhttp would find the same in it."""
@@ -151,11 +142,7 @@ class ResponseReader:
         if traits is None:
             return False
         body = data[end:]
-        if length < 0:
-            if body and not self._chunks(body):
-                return False
-            self._loose = text
-        elif len(body) < length:
+        if len(body) < length:
             self._left = length - len(body)
             if body:
                 self.body.append(body)
@@ -167,7 +154,8 @@ class ResponseReader:
                 self.body.append(body)
         self.head = data[: end - 2]
         self.status, self.headed = 200, True
-        self.sized, self.events, self.hops = traits
+        self.sized = True
+        self.events, self.hops = traits
         return True
 
     def _more(self, data: bytes) -> None:
@@ -182,31 +170,6 @@ class ResponseReader:
         self.body.append(data[:left])
         if data[left:].strip(b"\r\n"):
             self.surplus = True
-
-    def _chunks(self, data: bytes) -> bool:
-        """Read a piece that is one or a few whole chunks, or leave all of it to llhttp."""
-        found: list[bytes] = []
-        start, size = 0, len(data)
-        while start < size:
-            line = data.find(b"\r\n", start, start + _MAX_CHUNK_LINE)
-            digits = data[start:line]
-            if line < 0 or not digits.isalnum() or len(found) == _MAX_LOOSE_CHUNKS:
-                return False
-            try:
-                end = line + 2 + int(digits, 16)
-            except ValueError:
-                return False
-            if data[end : end + 2] != b"\r\n":
-                return False
-            start = end + 2
-            if end == line + 2:
-                if start != size:
-                    return False
-                self.complete = self.keep_alive = True
-            else:
-                found.append(data[line + 2 : end])
-        self.body += found
-        return True
 
     def take_body(self) -> bytes:
         """Hand over the body bytes read since the last call."""

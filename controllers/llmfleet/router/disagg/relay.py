@@ -19,10 +19,11 @@ from llmfleet.router.client import Upstream
 from llmfleet.router.disagg import plan
 from llmfleet.router.disagg.ledger import Fate
 from llmfleet.router.disagg.plan import Handoff, NoHandoff, Way
+from llmfleet.router.engines.relay import Attempt, Requester, Services
 from llmfleet.router.errors import Code, Refusal
 from llmfleet.router.pick import Backend, ModelPool, pick
 from llmfleet.router.policy import Admitted, Origin
-from llmfleet.router.relay import MAX_ATTEMPTS, Attempt, Exchange, Requester, Services
+from llmfleet.router.relay import MAX_ATTEMPTS, Exchange
 from llmfleet.router.sse import Dialect
 from llmfleet.router.waits import SATURATED
 from llmfleet.telemetry import ModelStats

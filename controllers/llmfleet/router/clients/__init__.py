@@ -1,0 +1,1 @@
+"""The connections of a router's clients."""
