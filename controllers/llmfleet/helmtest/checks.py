@@ -88,16 +88,16 @@ def judge_result(status: int, body: str) -> Verdict:
 def judge_stream(lines: Iterable[str]) -> Verdict:
     """A stream must bring at least two chunks of text, its usage, and [DONE] last."""
     events = [line.removeprefix("data:").strip() for line in lines if line.startswith("data:")]
-    if DONE not in events:
-        return failed(f"the stream ended after {len(events)} events without [DONE]: it was cut short")
-    if events[-1] != DONE:
-        return failed("events followed [DONE]")
     try:
-        chunks = [json.loads(event) for event in events[:-1]]
+        chunks = [json.loads(event) for event in events if event != DONE]
     except ValueError as error:
         return failed(f"an event is not JSON: {error}")
     if broken := next((chunk for chunk in chunks if "error" in chunk), None):
         return failed(f"the stream carried an error: {shorten(json.dumps(broken['error']))}")
+    if DONE not in events:
+        return failed(f"the stream ended after {len(events)} events without [DONE]: it was cut short")
+    if events[-1] != DONE:
+        return failed("events followed [DONE]")
     return judge_chunks(chunks)
 
 

@@ -133,8 +133,7 @@ def stream(url: str, model: str, headers: Headers, timeout: float, patience: flo
         with requests.post(path, json=body, headers=headers, timeout=timeout, stream=True) as answer:
             if answer.status_code != 200:
                 return checks.judge_chat(answer.status_code, answer.text)
-            # Bytes, because text would be split at U+2028, which JSON may carry raw.
-            return checks.judge_stream([line.decode() for line in answer.iter_lines()])
+            return checks.judge_stream(read_lines(answer))
 
     run(f"POST {url}/v1/chat/completions, model {model}, streamed", ask, patience)
 
@@ -265,6 +264,21 @@ def ask_chat(url: str, model: str, headers: Headers, timeout: float) -> Verdict:
     """Ask for a completion that comes in one piece."""
     answer = requests.post(f"{url}/v1/chat/completions", json=chat_body(model), headers=headers, timeout=timeout)
     return checks.judge_chat(answer.status_code, answer.text)
+
+
+def read_lines(answer: requests.Response) -> list[str]:
+    """The lines of a stream, as bytes first: text would be split at U+2028, which JSON may carry raw.
+
+    A stream that breaks off after an error event has said why; without one the break itself is the finding.
+    """
+    lines: list[str] = []
+    try:
+        for line in answer.iter_lines():
+            lines.append(line.decode())
+    except requests.RequestException:
+        if not any(line.startswith('data: {"error"') for line in lines):
+            raise
+    return lines
 
 
 def fetch_pages(page: SplitResult, timeout: float) -> list[tuple[str, int, str]]:

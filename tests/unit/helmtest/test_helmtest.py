@@ -246,6 +246,35 @@ def test_a_router_that_hangs_is_a_finding_and_not_a_traceback() -> None:
     assert (result.exit_code, "FAIL  no answer: timed out" in result.output) == (1, True), result.output
 
 
+@pytest.mark.parametrize(
+    ("event", "problem"),
+    [
+        (
+            b'data: {"error": {"message": "the engine was lost"}}\n\n',
+            'carried an error: {"message": "the engine was lost',
+        ),
+        (b'data: {"choices": []}\n\n', "FAIL  the answer broke off"),
+    ],
+)
+def test_a_stream_that_breaks_off_says_what_its_last_event_said(event: bytes, problem: str) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve_once() -> None:
+            link, _ = server.accept()
+            with link:
+                request = link.recv(65536)
+                while not request.endswith(b"}"):  # what is unread at the end would reset the connection
+                    request += link.recv(65536)
+                link.sendall(head + b"%x\r\n%s\r\n" % (len(event), event))
+
+        thread = threading.Thread(target=serve_once, daemon=True)
+        thread.start()
+        result = run("stream", "--url", f"http://127.0.0.1:{server.getsockname()[1]}", "--model", "tiny")
+        thread.join()
+    assert (result.exit_code, problem in result.output) == (1, True), result.output
+
+
 def test_a_closed_admin_port_passes(serve: Serve) -> None:
     result = run("admin-closed", "--url", serve({}), "--admin-port", str(free_port()))
     assert result.exit_code == 0, result.output
