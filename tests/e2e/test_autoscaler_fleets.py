@@ -29,10 +29,10 @@ from e2e.test_autoscaler import MODEL, upgrade
 KILLS = 20
 SEED = 20262
 ASLEEP, ALONE, ROLES = (f"{RELEASE}-{name}" for name in ("asleep", "alone", "roles"))
-CAPACITY = {"coefficients": {"a": "0.02", "b": "0.02", "c": "0.06", "d": "0"}}
-# A prompt of some seven tokens costs 0.4 s where it is computed, a token 20 ms where it is made: three requests a second
-# are more than one prefill and one decode instance carry, whatever the headroom, and what waits meanwhile can be held.
-STEPS = ["--sim-step-a=20", "--sim-step-b=20", "--sim-step-c=60", "--sim-step-d=0", "--sim-load-seconds=5"]
+CAPACITY = {"coefficients": {"a": "0.02", "b": "0.02", "c": "0.065", "d": "0"}}
+# A prompt of six tokens costs 0.4 s where it is computed, a token 20 ms where it is made. Three requests a second are
+# a third more than one prefill or one decode instance carries, whatever the headroom, and can be held until two do.
+STEPS = ["--sim-step-a=20", "--sim-step-b=20", "--sim-step-c=65", "--sim-step-d=0", "--sim-load-seconds=5"]
 FAST = {"scaleDown": {"stabilizationSeconds": 20, "cooldownSeconds": 2, "step": 4}}
 BUDGET = {"slo": {"ttftSeconds": "5", "tpotSeconds": "0.2", "errorBudget": "0.05"}, "capacity": CAPACITY}
 BUDGET |= {"coldStartSeconds": 10}
