@@ -17,6 +17,8 @@ DONE: Final = "[DONE]"
 # A fleet that is still starting: not listed yet, or nobody ready to serve it.
 STARTING: Final = frozenset({404, 502, 503})
 MIN_CHUNKS: Final = 2
+# Where engines put text: vLLM names reasoning either way, depending on its version.
+TEXTS: Final = (("answer", "content"), ("reasoning", "reasoning_content"), ("reasoning", "reasoning"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,24 +49,37 @@ def judge_models(status: int, body: str, models: Sequence[str]) -> Verdict:
 
 
 def judge_chat(status: int, body: str) -> Verdict:
-    """A completion must have a choice with text or a finish reason, and count its tokens."""
+    """A completion must count its tokens, and bring text, reasoning text or at least a finish reason.
+
+    A model that thinks first may spend a small budget of tokens on its thoughts: it answered all the same.
+    """
     answer, problem = read_json(status, body)
     if problem:
         return problem
     choices = answer.get("choices")
     if not isinstance(choices, list) or not choices:
         return failed(f"the answer has no choices: {shorten(body)}")
-    choice = choices[0]
-    content = (choice.get("message") or {}).get("content")
-    if not content:
-        return failed(f"the first choice has no content: {shorten(body)}")
+    if not isinstance(choices[0], dict):
+        return failed(f"the first choice is no object: {shorten(body)}")
+    kind, text = text_of(choices[0].get("message"))
+    reason = choices[0].get("finish_reason")
+    if not text and not reason:
+        return failed(f"the first choice has no content and no finish reason: {shorten(body)}")
     if not completion_tokens(answer):
         return failed(f"usage counts no completion tokens: {shorten(body)}")
     facts = (
-        f"answer: {shorten(str(content))}",
-        f"finish_reason: {choice.get('finish_reason')}, completion tokens: {completion_tokens(answer)}",
+        f"{kind}: {shorten(text)}" if text else "answer: no text",
+        f"finish_reason: {reason}, completion tokens: {completion_tokens(answer)}",
     )
     return Verdict(passed=True, facts=facts)
+
+
+def text_of(message: Any) -> tuple[str, str]:
+    """What a message or a delta says, and what that is: the answer, or the reasoning before it."""
+    for kind, field in TEXTS if isinstance(message, dict) else ():
+        if isinstance(text := message.get(field), str) and text:
+            return kind, text
+    return "", ""
 
 
 def judge_accepted(status: int, location: str, body: str) -> Verdict:
@@ -86,12 +101,17 @@ def judge_result(status: int, body: str) -> Verdict:
 
 
 def judge_stream(lines: Iterable[str]) -> Verdict:
-    """A stream must bring at least two chunks of text, its usage, and [DONE] last."""
+    """A stream must bring at least two chunks of text or reasoning text, its usage, and [DONE] last.
+
+    One without any text passes when it counts tokens and says why it ended.
+    """
     events = [line.removeprefix("data:").strip() for line in lines if line.startswith("data:")]
     try:
         chunks = [json.loads(event) for event in events if event != DONE]
     except ValueError as error:
         return failed(f"an event is not JSON: {error}")
+    if odd := [event for event in chunks if not isinstance(event, dict)]:
+        return failed(f"an event is no JSON object: {shorten(json.dumps(odd[0]))}")
     if broken := next((chunk for chunk in chunks if "error" in chunk), None):
         return failed(f"the stream carried an error: {shorten(json.dumps(broken['error']))}")
     if DONE not in events:
@@ -103,8 +123,12 @@ def judge_stream(lines: Iterable[str]) -> Verdict:
 
 def judge_chunks(chunks: Sequence[Mapping[str, Any]]) -> Verdict:
     """Count what the chunks brought."""
-    texts = [text for chunk in chunks for text in chunk_texts(chunk)]
-    if len(texts) < MIN_CHUNKS:
+    if odd := next((chunk for chunk in chunks if not sound(chunk)), None):
+        return failed(f"a chunk's choices are no list of objects: {shorten(json.dumps(odd))}")
+    choices = [choice for chunk in chunks for choice in chunk.get("choices") or ()]
+    texts = [text for choice in choices if (text := text_of(choice.get("delta"))[1])]
+    reason = next((choice["finish_reason"] for choice in choices if choice.get("finish_reason")), None)
+    if len(texts) < MIN_CHUNKS and (texts or not reason):
         return failed(
             f"only {len(texts)} chunks carried text, at least {MIN_CHUNKS} expected: was the answer buffered?"
         )
@@ -112,22 +136,23 @@ def judge_chunks(chunks: Sequence[Mapping[str, Any]]) -> Verdict:
     if not tokens:
         return failed("no chunk carried the usage that was asked for")
     facts = (
-        f"text in {len(texts)} chunks: {shorten(''.join(texts))}",
+        f"text in {len(texts)} chunks: {shorten(''.join(texts))}" if texts else f"no text, finish_reason: {reason}",
         f"usage: {tokens} completion tokens",
         "last: [DONE]",
     )
     return Verdict(passed=True, facts=facts)
 
 
-def chunk_texts(chunk: Mapping[str, Any]) -> list[str]:
-    """The pieces of text in one chunk."""
-    deltas = [choice.get("delta") or {} for choice in chunk.get("choices") or []]
-    return [str(delta["content"]) for delta in deltas if delta.get("content")]
+def sound(chunk: Mapping[str, Any]) -> bool:
+    """Whether its choices are objects; the one with the usage has none."""
+    choices = chunk.get("choices") or []
+    return isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices)
 
 
 def completion_tokens(answer: Mapping[str, Any]) -> int:
     """The answer's own count of what it generated; 0 when it says nothing."""
-    count = (answer.get("usage") or {}).get("completion_tokens")
+    usage = answer.get("usage")
+    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
     return count if isinstance(count, int) else 0
 
 

@@ -161,6 +161,44 @@ def test_a_chat_answer_passes(serve: Serve) -> None:
     assert (result.exit_code, "answer: Hello fleet" in result.output) == (0, True)
 
 
+@pytest.mark.parametrize(
+    ("message", "fact"),
+    [
+        ({"content": None, "reasoning_content": "Okay, the user"}, "reasoning: Okay, the user"),
+        ({"content": "", "reasoning": "Okay, the user"}, "reasoning: Okay, the user"),
+        ({"content": None}, "answer: no text"),
+    ],
+)
+def test_a_model_that_spends_its_tokens_on_thoughts_has_answered(
+    serve: Serve, message: dict[str, Any], fact: str
+) -> None:
+    answer = {"choices": [{"message": message, "finish_reason": "length"}], "usage": {"completion_tokens": 16}}
+    result = run("chat", "--url", serve({"/v1/chat/completions": [(200, json.dumps(answer))]}), "--model", "tiny")
+    assert result.exit_code == 0, result.output
+    assert fact in result.output
+
+
+def stream_of(*choices: dict[str, Any]) -> str:
+    return "".join(f"data: {json.dumps({'choices': [one]})}\n\n" for one in choices) + USAGE + DONE
+
+
+@pytest.mark.parametrize(
+    ("choices", "fact"),
+    [
+        ([{"delta": {"reasoning_content": one}} for one in ("Okay,", " the user")], "text in 2 chunks: Okay, the user"),
+        ([{"delta": {"reasoning": one}} for one in ("Okay,", " the user")], "text in 2 chunks: Okay, the user"),
+        (
+            [{"delta": {"role": "assistant"}}, {"delta": {}, "finish_reason": "length"}],
+            "no text, finish_reason: length",
+        ),
+    ],
+)
+def test_a_stream_of_thoughts_passes(serve: Serve, choices: list[dict[str, Any]], fact: str) -> None:
+    result = run("stream", "--url", serve({"/v1/chat/completions": [(200, stream_of(*choices))]}), "--model", "tiny")
+    assert result.exit_code == 0, result.output
+    assert fact in result.output
+
+
 JOB = {"/v1/chat/completions": [(202, "{}", {"Location": "/v1/requests/job_1"})]}
 
 
@@ -209,9 +247,27 @@ def test_a_stream_passes_and_its_line_separators_stay_inside_their_event(serve: 
         ("chat", "/v1/chat/completions", (200, '{"choices": []}'), "the answer has no choices"),
         ("chat", "/v1/chat/completions", (200, '{"choices": [{"message": {"content": ""}}]}'), "has no content"),
         ("chat", "/v1/chat/completions", (200, '{"choices": [{"message": {"content": "a"}}]}'), "no completion tokens"),
+        ("chat", "/v1/chat/completions", (200, '{"choices": [null]}'), "the first choice is no object"),
+        ("chat", "/v1/chat/completions", (200, '{"choices": [{"message": "x"}]}'), "has no content"),
+        (
+            "chat",
+            "/v1/chat/completions",
+            (200, '{"choices": [{"message": {"content": "a"}}], "usage": [16]}'),
+            "no completion tokens",
+        ),
+        ("stream", "/v1/chat/completions", (200, "data: 5\n\n" + DONE), "an event is no JSON object: 5"),
+        ("stream", "/v1/chat/completions", (200, "data: null\n\n" + DONE), "an event is no JSON object: null"),
+        ("stream", "/v1/chat/completions", (200, 'data: {"choices": [7]}\n\n' + DONE), "no list of objects"),
+        ("stream", "/v1/chat/completions", (200, 'data: {"choices": 7}\n\n' + DONE), "no list of objects"),
         ("stream", "/v1/chat/completions", (200, chunk("a") + chunk("b") + USAGE), "without [DONE]: it was cut short"),
         ("stream", "/v1/chat/completions", (200, DONE + chunk("a")), "events followed [DONE]"),
         ("stream", "/v1/chat/completions", (200, chunk("ab") + USAGE + DONE), "only 1 chunks carried text"),
+        (
+            "stream",
+            "/v1/chat/completions",
+            (200, 'data: {"choices": [{"delta": {"content": "ab"}, "finish_reason": "stop"}]}\n\n' + USAGE + DONE),
+            "only 1 chunks carried text",
+        ),
         ("stream", "/v1/chat/completions", (200, chunk("a") + chunk("b") + DONE), "no chunk carried the usage"),
         (
             "stream",
