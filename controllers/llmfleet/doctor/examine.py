@@ -1,17 +1,19 @@
 """Run every check over a snapshot, and say what was found.
 
-In: a `Snapshot`. Out: findings, errors first; text; one JSON object. It repairs nothing.
+In: a `Snapshot`. Out: findings, errors first; text; one JSON object. It repairs nothing. A check that trips over an
+object of a shape it does not know costs that check, not the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from llmfleet.doctor import install, serving
 from llmfleet.doctor.snapshot import Finding, Severity, Snapshot
 
-CHECKS = (*install.CHECKS, *serving.CHECKS)
+Check = Callable[[Snapshot], Iterator[Finding]]
+CHECKS: Sequence[Check] = (*install.CHECKS, *serving.CHECKS)
 NAMES = (
     "crds",
     "controllers",
@@ -34,8 +36,22 @@ NAMES = (
 
 def examine(world: Snapshot) -> list[Finding]:
     """All findings: errors first, then in the order in which an install comes up."""
-    found = [finding for check in CHECKS for finding in check(world)]
+    found = [finding for check in CHECKS for finding in guarded(check, world)]
     return sorted(found, key=lambda one: (one.severity is not Severity.ERROR, NAMES.index(one.check), one.where))
+
+
+def guarded(check: Check, world: Snapshot) -> Iterator[Finding]:
+    """What a check found until it was through, or could not go on: then that is a finding too."""
+    try:
+        yield from check(world)
+    except Exception as error:  # any shape of any object may be the cause
+        yield Finding(
+            check="access",
+            severity=Severity.WARNING,
+            where=f"check {check.__name__}",
+            problem=f"check {check.__name__} could not run: {type(error).__name__}: {error}",
+            fix="an object it reads has a shape that this version does not know: use llmfleet of the chart's version",
+        )
 
 
 def has_errors(findings: Sequence[Finding]) -> bool:

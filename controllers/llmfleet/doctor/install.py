@@ -48,8 +48,8 @@ def crds(world: Snapshot) -> Iterator[Finding]:
             fix = "helm install llmfleet-crds charts/llmfleet-crds, or set crds.enabled: true in one release"
             yield Finding(check="crds", where=f"CustomResourceDefinition {name}", problem="is not installed", fix=fix)
             continue
-        conditions = {item["type"]: item["status"] for item in (crd.get("status") or {}).get("conditions") or ()}
-        if conditions.get("Established") != "True":
+        conditions = (crd.get("status") or {}).get("conditions") or ()
+        if not any(item.get("type") == "Established" and item.get("status") == "True" for item in conditions):
             fix = f"kubectl describe crd {name}: another kind may have taken its names"
             yield Finding(check="crds", where=where_of(crd), problem="is not served", fix=fix)
         missing = sorted(json_names(spec) - known_fields(crd))
@@ -107,6 +107,8 @@ def one_controller(world: Snapshot, deployment: Manifest, component: str) -> Ite
     wanted = (deployment.get("spec") or {}).get("replicas", 1)
     ready = (deployment.get("status") or {}).get("readyReplicas") or 0
     logs = f"kubectl logs -n {deployment['metadata']['namespace']} deploy/{deployment['metadata']['name']}"
+    if not wanted and component == "autoscaler" and not world.of(AUTOSCALER):
+        return  # somebody switched off what nobody needs
     if not ready:
         problem = f"none of its {wanted} pods is ready" if wanted else "is scaled to 0"
         fix = f"kubectl describe pods of it; {logs}" if wanted else "kubectl scale it to 1 or more"
@@ -209,6 +211,8 @@ def devices(world: Snapshot) -> Iterator[Finding]:
     """Some node has as many of the devices as one pod asks for."""
     if not world.knows(NODE, LLMCLUSTER):
         return
+    if world.of(NODE) and all(is_cordoned(node) for node in world.of(NODE)):
+        yield all_cordoned(world)
     seen: set[tuple[str, int]] = set()
     for obj in world.of(LLMCLUSTER):
         spec = obj.get("spec") or {}
@@ -225,6 +229,22 @@ def devices(world: Snapshot) -> Iterator[Finding]:
                 problem=f"a pod asks for {wanted} {resource}, the best node of {len(world.of(NODE))} offers {most}",
                 fix=device_fix(resource, most),
             )
+
+
+def all_cordoned(world: Snapshot) -> Finding:
+    """What runs goes on, so this is a fault only for somebody who waits to start."""
+    waits = any((pod.get("status") or {}).get("phase") == "Pending" for pod in ours(world))
+    return Finding(
+        check="devices",
+        severity=Severity.ERROR if waits else Severity.WARNING,
+        where=f"{len(world.of(NODE))} nodes",
+        problem="every node is cordoned: no pod can start",
+        fix="kubectl uncordon NODE, or add nodes",
+    )
+
+
+def is_cordoned(node: Manifest) -> bool:
+    return bool((node.get("spec") or {}).get("unschedulable"))
 
 
 def amount(node: Manifest, resource: str) -> int:
@@ -258,6 +278,9 @@ def claim_trouble(world: Snapshot, claim: Manifest) -> tuple[str, str]:
     if not world.knows(STORAGE_CLASS):
         return "is Pending: no volume was found for it", describe
     classes = {one["metadata"]["name"]: one for one in world.of(STORAGE_CLASS)}
+    if wanted == "":
+        volume = (claim.get("spec") or {}).get("volumeName") or "one made by hand"
+        return f"is Pending: it waits for a volume without a class ({volume})", f"kubectl get pv; {describe}"
     if not wanted:
         if any(annotation(one, DEFAULT_CLASS) == "true" for one in classes.values()):
             return "is Pending: no volume was found for it", describe

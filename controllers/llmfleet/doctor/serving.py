@@ -207,7 +207,12 @@ def behind(world: Snapshot, state: RouterState, where: str) -> Iterator[Finding]
         None,
     )
     newest = newest_generation(world, pod) if pod else 0
-    used = int(state.fleet.get("generation") or 0)
+    used = generation_of(state)
+    if used is None:
+        problem = f"names its document {state.fleet.get('generation')!r}, which is no generation"
+        fix = "nothing, if it serves: this router is of another version than this command"
+        yield Finding(check="route-sync", severity=WARN, where=where, problem=problem, fix=fix)
+        return
     age = world.now.timestamp() - newest / 1000
     if newest > used and age > STALE_SECONDS:
         yield Finding(
@@ -216,6 +221,12 @@ def behind(world: Snapshot, state: RouterState, where: str) -> Iterator[Finding]
             problem=f"uses generation {used}, the document is at {newest} since {age:.0f} s",
             fix=f"kubectl logs -n {state.namespace} {state.pod} -c route-sync (its rights, its way to the apiserver)",
         )
+
+
+def generation_of(state: RouterState) -> int | None:
+    """Of the document a router uses: 0 when it has none yet, None when it says something else."""
+    said = state.fleet.get("generation") or 0
+    return said if isinstance(said, int) else None
 
 
 def newest_generation(world: Snapshot, pod: Manifest) -> int:

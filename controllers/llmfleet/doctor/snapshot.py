@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -113,8 +113,9 @@ def pod_condition(pod: Manifest, kind: str) -> Mapping[str, Any]:
 
 
 def when(text: object) -> datetime | None:
-    """A time as Kubernetes writes it."""
+    """A time as Kubernetes writes it; one without a zone is UTC, as all of them are."""
     try:
-        return datetime.fromisoformat(str(text)) if text else None
+        found = datetime.fromisoformat(str(text)) if text else None
     except ValueError:
         return None
+    return found.replace(tzinfo=UTC) if found and found.tzinfo is None else found

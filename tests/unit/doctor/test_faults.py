@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from charts.rendering import of_kind, render
@@ -359,6 +361,65 @@ def test_a_broken_exposition_reads_as_far_as_it_is_whole() -> None:
     found = parse_metrics('a{x="1"} 2\nb NaN\nc{ 3\n')
     assert found.total("a", x="1") == 2
     assert not found.known("b")
+
+
+def test_a_check_that_trips_costs_only_itself() -> None:
+    odd = instance()
+    odd["spec"]["gpusPerPod"] = "many"
+    found = findings({"LLMCluster": [odd], "Lease": [lease("operator")]})
+    assert [(item.check, item.severity) for item in found] == [
+        ("controllers", Severity.ERROR),
+        ("access", Severity.WARNING),
+    ]
+    assert found[1].problem.startswith("check devices could not run: ValueError: ")
+
+
+def test_a_condition_of_a_kind_without_a_status_is_not_true() -> None:
+    made = crds()
+    made[0]["status"] = {"conditions": [{"type": "Established"}]}
+    assert one({"CustomResourceDefinition": made}).problem == "is not served"
+
+
+def test_a_time_without_a_zone_is_utc() -> None:
+    new = instance()
+    new["status"] = {}
+    new["metadata"]["creationTimestamp"] = "2026-01-01T11:59:50"
+    assert findings({"LLMCluster": [new]}) == []
+    new["metadata"]["creationTimestamp"] = "2026-01-01T11:00:00"
+    assert one({"LLMCluster": [new]}).problem == "has no condition: no operator follows it"
+
+
+def test_a_router_that_names_no_generation_is_of_another_version() -> None:
+    found = one(routers=[replace(router(), fleet={"generation": "abc"})])
+    assert (found.check, found.severity) == ("route-sync", Severity.WARNING)
+    assert found.problem == "names its document 'abc', which is no generation"
+
+
+def test_a_claim_without_a_class_on_purpose_waits_for_a_volume_made_by_hand() -> None:
+    for classes in ([storage_class("fast")], [storage_class("fast", default=True)]):
+        found = one({"PersistentVolumeClaim": [claim(storageClassName="")], "StorageClass": classes})
+        assert found.problem == "is Pending: it waits for a volume without a class (one made by hand)"
+        assert "kubectl get pv" in found.fix
+    bound = claim(storageClassName="")
+    bound["status"] = {"phase": "Bound"}
+    assert findings({"PersistentVolumeClaim": [bound]}) == []
+
+
+def test_cordoned_nodes_are_a_fault_for_who_waits_to_start() -> None:
+    nodes = [{**node(), "spec": {"unschedulable": True}}]
+    found = one({"Node": nodes})
+    assert (found.check, found.severity) == ("devices", Severity.WARNING)
+    assert found.problem == "every node is cordoned: no pod can start"
+    assert one({"Node": nodes, "Pod": [pod("llama-0-0", "engine", phase="Pending")]}).severity is Severity.ERROR
+    assert findings({"Node": [*nodes, node()]}) == []
+
+
+def test_an_autoscaler_at_zero_is_missed_only_by_who_needs_it() -> None:
+    off = controller("autoscaler")
+    off["spec"]["replicas"], off["status"] = 0, {}
+    deployments = [controller("operator"), off]
+    assert findings({"Deployment": deployments, "LLMClusterAutoscaler": []}) == []
+    assert one({"Deployment": deployments}).problem == "is scaled to 0"
 
 
 @pytest.mark.helm
