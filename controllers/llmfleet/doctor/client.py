@@ -7,8 +7,11 @@ not be read is noted with the reason, and the look goes on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Final
+
+from urllib3 import BaseHTTPResponse
 
 from llmfleet import names
 from llmfleet.doctor.snapshot import DEPLOYMENT, STORAGE_CLASS, Snapshot
@@ -27,7 +30,7 @@ from llmfleet.kube.refs import (
     Kind,
     Manifest,
 )
-from llmfleet.kube.transport.client import Transport
+from llmfleet.kube.transport.client import Request, Transport
 from llmfleet.top.client import ask_pod, is_running
 from llmfleet.top.samples import RouterState
 
@@ -52,8 +55,32 @@ ELSEWHERE: Final = frozenset({DEPLOYMENT.kind, LEASE.kind})
 """Controllers usually live in a namespace of their own."""
 
 
-def take_snapshot(api: Api, transport: Transport, namespace: str, now: datetime) -> Snapshot:
-    """Everything the checks look at."""
+class ClockTransport(Transport):
+    """A transport that notes the apiserver's clock from its first answer.
+
+    Leases and creation times are written by the clocks of the cluster: measured by that of a laptop, which may be a
+    minute off, a healthy Lease looks abandoned. The first answer is older than everything that is read after it.
+    """
+
+    server_time: datetime | None = None
+
+    def _send(self, request: Request) -> BaseHTTPResponse:
+        response = super()._send(request)
+        if self.server_time is None:
+            self.server_time = http_date(response.headers.get("Date", ""))
+        return response
+
+
+def http_date(text: str) -> datetime | None:
+    """The moment of a Date header."""
+    try:
+        return parsedate_to_datetime(text).astimezone(UTC)
+    except ValueError:
+        return None
+
+
+def take_snapshot(api: Api, transport: ClockTransport, namespace: str, now: datetime) -> Snapshot:
+    """Everything the checks look at, at the time of the apiserver; `now` counts when it does not say the time."""
     objects: dict[str, Sequence[Manifest]] = {}
     refused: dict[str, str] = {}
     for kind, labels, fields in LOOKS:
@@ -65,7 +92,7 @@ def take_snapshot(api: Api, transport: Transport, namespace: str, now: datetime)
         except KubeError as error:
             refused[kind.kind] = error.message
     routers = ask_routers(transport, objects.get(POD.kind, ()))
-    return Snapshot(objects=objects, refused=refused, routers=routers, now=now)
+    return Snapshot(objects=objects, refused=refused, routers=routers, now=transport.server_time or now)
 
 
 def ask_routers(transport: Transport, pods: Sequence[Manifest]) -> list[RouterState]:

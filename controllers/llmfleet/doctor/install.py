@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import fields
+from datetime import datetime
 from typing import Any, Final
 
 from llmfleet import names
@@ -21,6 +22,7 @@ from llmfleet.doctor.snapshot import (
     Snapshot,
     annotation,
     labels_of,
+    last_start,
     place_of,
     waiting,
     when,
@@ -317,7 +319,7 @@ def secrets(world: Snapshot) -> Iterator[Finding]:
     for event in world.of(EVENT):
         about = event.get("regarding") or {}
         pod = mine.get((about.get("namespace"), about.get("name")))
-        if event.get("reason") == "FailedMount" and pod is not None and not is_ready(pod):
+        if event.get("reason") == "FailedMount" and pod is not None and not is_over(event, pod):
             said.append((pod, str(event.get("note", ""))))
     seen: set[tuple[Any, str]] = set()
     for pod, message in said:
@@ -327,6 +329,22 @@ def secrets(world: Snapshot) -> Iterator[Finding]:
             yield Finding(
                 check="secrets", where=where_of(pod), problem=f"needs {name}, which is not there", fix=fix_of(pod)
             )
+
+
+def is_over(event: Manifest, pod: Manifest) -> bool:
+    """Events stay for an hour. No container starts before every volume is there, so a start ends what was missing."""
+    uid = (event.get("regarding") or {}).get("uid")
+    if is_ready(pod) or (uid and uid != pod["metadata"].get("uid", uid)):
+        return True
+    started, said = last_start(pod), said_at(event)
+    return started is not None and (said is None or said <= started)
+
+
+def said_at(event: Manifest) -> datetime | None:
+    """When it was said last."""
+    series = event.get("series") or {}
+    times = (series.get("lastObservedTime"), event.get("deprecatedLastTimestamp"), event.get("eventTime"))
+    return max((found for one in times if (found := when(one))), default=None)
 
 
 def is_ready(pod: Manifest) -> bool:

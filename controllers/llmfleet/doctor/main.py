@@ -14,11 +14,11 @@ from typing import Final
 import click
 
 from llmfleet import names
-from llmfleet.doctor.client import take_snapshot
+from llmfleet.doctor.client import ClockTransport, take_snapshot
 from llmfleet.doctor.examine import as_json, examine, has_errors, text
 from llmfleet.kube.client import Api
 from llmfleet.kube.refs import LLMCLUSTER, POD
-from llmfleet.kube.transport.client import Transport, find_credentials
+from llmfleet.kube.transport.client import find_credentials
 
 MANAGER: Final = "llmfleet-doctor"
 
@@ -33,7 +33,7 @@ def command(namespace: str, as_object: bool, kubeconfig: str | None) -> None:
         credentials = find_credentials(kubeconfig)
     except Exception as error:
         raise click.UsageError(f"cannot log in to a cluster: {error}; pass --kubeconfig FILE") from error
-    transport = Transport(credentials, user_agent=f"{MANAGER}/{names.VERSION}")
+    transport = ClockTransport(credentials, user_agent=f"{MANAGER}/{names.VERSION}")
     world = take_snapshot(Api(transport, manager=MANAGER), transport, namespace, datetime.now(UTC))
     if {LLMCLUSTER.kind, POD.kind} <= world.refused.keys():
         raise click.UsageError(f"cannot look at the cluster: {world.refused[POD.kind]}")

@@ -107,6 +107,13 @@ def waiting(pod: Manifest) -> Iterator[tuple[Mapping[str, Any], str, str]]:
             yield container, str(state.get("reason", "")), str(state.get("message", ""))
 
 
+def last_start(pod: Manifest) -> datetime | None:
+    """When a container of it last started, if any ever did."""
+    states = [container.get(state) or {} for container in containers(pod) for state in ("state", "lastState")]
+    times = [(one.get(phase) or {}).get("startedAt") for one in states for phase in ("running", "terminated")]
+    return max((found for one in times if (found := when(one))), default=None)
+
+
 def pod_condition(pod: Manifest, kind: str) -> Mapping[str, Any]:
     conditions = (pod.get("status") or {}).get("conditions") or ()
     return next((item for item in conditions if item.get("type") == kind), {})

@@ -207,6 +207,39 @@ def test_a_mount_that_failed_before_the_pod_became_ready_is_over() -> None:
     assert findings({"Event": [event], "Pod": [ready]}) == []
 
 
+def mount_event(seconds_ago: float | None = None, **regarding: str) -> dict[str, object]:
+    event: dict[str, object] = {
+        "kind": "Event",
+        "metadata": {"name": "e", "namespace": "d"},
+        "reason": "FailedMount",
+        "note": 'secret "tenants" not found',
+        "regarding": {"kind": "Pod", "namespace": "d", "name": "llama-0-0", **regarding},
+    }
+    return event if seconds_ago is None else {**event, "deprecatedLastTimestamp": stamp(seconds_ago)}
+
+
+def test_a_mount_that_failed_before_a_container_started_is_over() -> None:
+    started = {"name": "engine", "state": {"running": {"startedAt": stamp(1700)}}}
+    loading = pod("llama-0-0", "engine", containerStatuses=[started])
+    crashed = pod(
+        "llama-0-0",
+        "engine",
+        containerStatuses=[{"name": "engine", "lastState": {"terminated": {"startedAt": stamp(1700)}}}],
+    )
+    for one_pod in (loading, crashed):
+        assert findings({"Event": [mount_event(1800)], "Pod": [one_pod]}, routers=[]) == []
+        assert findings({"Event": [mount_event()], "Pod": [one_pod]}, routers=[]) == []
+        late = one({"Event": [mount_event(60)], "Pod": [one_pod]}, routers=[])
+        assert late.problem == "needs Secret tenants, which is not there"
+
+
+def test_a_mount_that_failed_for_an_earlier_pod_of_the_name_is_over() -> None:
+    new = pod("llama-0-0", "engine")
+    new["metadata"]["uid"] = "new"
+    assert findings({"Event": [mount_event(60, uid="old")], "Pod": [new]}, routers=[]) == []
+    assert one({"Event": [mount_event(60, uid="new")], "Pod": [new]}, routers=[]).check == "secrets"
+
+
 @pytest.mark.parametrize(
     ("security", "fix"),
     [
