@@ -17,6 +17,7 @@ from llmfleet.api.autoscaler import AutoscalerSpec, PolicyKind, RoleFleet, parse
 from llmfleet.api.conditions import ConditionType, find_condition
 from llmfleet.api.cron import is_open
 from llmfleet.api.parse import SpecError
+from llmfleet.api.reasons import Reason
 from llmfleet.api.types import Role
 from llmfleet.explain.words import words_of
 from llmfleet.kube.refs import Manifest
@@ -131,13 +132,25 @@ def fleet_views(
         reason = str(ready.get("reason") or decision.get("reason") or "")
         yield view(Role.BOTH, None, status, reason, str(ready.get("message", "")), (), ())
         return
+    refusal = refusal_of(status)
     for role, rules in sorted(fleets.items()):
         part = status if role is Role.BOTH else status.get(str(role)) or {}
+        if refusal:
+            # What is there stays, so that is what is wanted; decision and figures are of before.
+            stays = {**part, "desiredInstances": part.get("currentInstances")}
+            yield view(role, rules, stays, Reason.INVALID_SPEC, str(refusal.get("message", "")), (), ())
+            continue
         decision = part.get("decision") or {}
         figures = tuple(figures_of(status, role))
         changes = tuple(changes_of(spec, role, rules, part, figures, now)) if decision else ()
         reason, message = str(decision.get("reason", "")), str(decision.get("message", ""))
         yield view(role, rules, part, reason, message, figures, changes)
+
+
+def refusal_of(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The Ready condition of one that an autoscaler refused, also for what no single spec shows: a rival."""
+    ready = find_condition(status, ConditionType.READY)
+    return ready if ready.get("reason") == Reason.INVALID_SPEC else {}
 
 
 def view(
@@ -281,7 +294,11 @@ def problems(scaler: Manifest, fault: str) -> Iterator[str]:
         yield f"the spec cannot be used: {fault}"
     if metadata.get("deletionTimestamp"):
         yield "it is being deleted"
-    if not status.get("decision") and not fault:
+    refused, decided = bool(refusal_of(status)), (status.get("decision") or {}).get("reason")
+    if refused:
+        last = f"; its last decision, {decided}, is of before" if decided else ""
+        yield f"it is refused ({Reason.INVALID_SPEC}): nothing is decided until that is mended{last}"
+    if not decided and not fault and not refused:
         yield "it has no decision yet: no autoscaler follows it, or none has looked"
     observed, generation = status.get("observedGeneration", -1), metadata.get("generation", 0)
     if status and isinstance(observed, int) and 0 <= observed < generation:
@@ -291,7 +308,7 @@ def problems(scaler: Manifest, fault: str) -> Iterator[str]:
         if found.get("status") == bad:
             yield f"{kind} is {bad}: {found.get('message') or found.get('reason')}"
     owner = (metadata.get("annotations") or {}).get(names.MANAGED_BY_ANNOTATION)
-    if owner and not status.get("decision"):
+    if owner and not decided and not refused:
         yield f"it belongs to {owner}: only that autoscaler acts on it"
 
 

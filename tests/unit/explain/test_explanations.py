@@ -142,6 +142,41 @@ def test_the_condition_of_a_refused_spec_is_the_reason() -> None:
     assert explained(world).fleets[0].reason == "InvalidSpec"
 
 
+def refused_rival(**status: Any) -> Explanation:
+    message = "spec.scaleTargetRef.labelSelector: old is older and sizes the same instances: delete one of the two"
+    conditions = [
+        {"type": kind, "status": value, "reason": "InvalidSpec", "message": message}
+        for kind, value in (("Ready", "False"), ("ScalingActive", "False"), ("Degraded", "True"))
+    ]
+    scaler = monolithic()
+    scaler["metadata"]["annotations"] = {"serving.ai/managed-by": "system/prod"}
+    return explain({**scaler, "status": {"conditions": conditions, **status}}, [], [], NOW)
+
+
+def test_a_refused_rival_that_never_decided_is_followed_and_refused() -> None:
+    found = refused_rival()
+    assert found.problems[0] == "it is refused (InvalidSpec): nothing is decided until that is mended"
+    assert "follows it" not in shown(found)
+    assert "belongs to" not in shown(found)
+    assert (found.fleets[0].reason, found.fleets[0].do) == ("InvalidSpec", "write what the message says")
+    assert "old is older and sizes the same instances" in found.fleets[0].message
+
+
+def test_what_a_refused_rival_decided_before_is_not_shown_as_live() -> None:
+    figures = [{"name": name, "value": "2", "ageSeconds": 5} for name in ("offeredLoad", "headroom", "loadNow")]
+    found = refused_rival(
+        desiredInstances=5,
+        currentInstances=3,
+        readyInstances=3,
+        decision={"reason": "ForecastAboveCapacity", "message": "m"},
+        observedMetrics=figures,
+    )
+    [fleet] = found.fleets
+    assert (fleet.reason, fleet.figures, fleet.changes) == ("InvalidSpec", (), ())
+    assert (fleet.current, fleet.ready, fleet.desired) == (3, 3, 3)
+    assert found.problems[0].endswith("its last decision, ForecastAboveCapacity, is of before")
+
+
 def test_an_old_status_is_said_to_be_old() -> None:
     world = world_of()
     scaler = world.scaler()
