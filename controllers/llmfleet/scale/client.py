@@ -11,9 +11,10 @@ import http.client
 import io
 import logging
 import socket
+import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
@@ -130,10 +131,7 @@ class Hurried(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("too slow")
-        self._socket.settimeout(left)
+        self._socket.settimeout(left(self._deadline))
         return self._raw.readinto(buffer)
 
     def close(self) -> None:
@@ -141,27 +139,76 @@ class Hurried(io.RawIOBase):
         super().close()
 
 
-def fetch(address: str, port: int, path: str, headers: Sequence[tuple[str, str]] = ()) -> str:
+def fetch(address: str, port: int, path: str) -> str:
     """GET a page that must answer 200 and be whole within `ASK_SECONDS`."""
-    deadline = time.monotonic() + ASK_SECONDS
-    connection = http.client.HTTPConnection(address, port, timeout=ASK_SECONDS)
+    connection = http.client.HTTPConnection(address, port)
+    status, body = exchange(connection, "GET", path, deadline=time.monotonic() + ASK_SECONDS)
+    if status != http.client.OK:
+        raise OSError(f"GET {path}: {status}")
+    return body.decode("utf-8", "replace")
+
+
+def exchange(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    *,
+    deadline: float,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    secured: ssl.SSLContext | None = None,
+    most: int = MAX_PAGE,
+) -> tuple[int, bytes]:
+    """One question and the whole answer, by one moment and within one size; as it was sent, never unpacked."""
     answer: http.client.HTTPResponse | None = None
     try:
-        connection.request("GET", path, headers=dict(headers))
-        answer = http.client.HTTPResponse(connection.sock, method="GET")
+        connection.sock = reach(connection.host, connection.port, deadline)
+        if secured is not None:
+            connection.sock.settimeout(left(deadline))
+            connection.sock = secured.wrap_socket(connection.sock, server_hostname=connection.host)
+        connection.sock.settimeout(left(deadline))
+        connection.request(method, path, body=body, headers=headers or {})
+        answer = http.client.HTTPResponse(connection.sock, method=method)
         answer.fp.close()
         answer.fp = io.BufferedReader(Hurried(connection.sock, deadline), 65536)
         answer.begin()
-        if answer.status != http.client.OK:
-            raise OSError(f"GET {path}: {answer.status}")
-        parts, size = [], 0
-        while part := answer.read1(65536):
-            parts.append(part)
-            size += len(part)
-            if size > MAX_PAGE:
-                raise OSError(f"GET {path}: too long after {size} bytes")
-        return b"".join(parts).decode("utf-8", "replace")
+        return answer.status, whole(answer, f"{method} {path}", most)
     finally:
         if answer is not None:
             answer.close()
         connection.close()
+
+
+def reach(host: str, port: int, deadline: float) -> socket.socket:
+    """A connection to the first address of a name that answers; all of them share the time."""
+    failed: OSError = OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        made = socket.socket(family, kind, protocol)
+        try:
+            made.settimeout(left(deadline))
+            made.connect(address)
+        except OSError as error:
+            made.close()
+            failed = error
+            continue
+        return made
+    raise failed
+
+
+def whole(answer: http.client.HTTPResponse, asked: str, most: int) -> bytes:
+    """Everything that was sent, unless that is too much."""
+    parts, size = [], 0
+    while part := answer.read1(65536):
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            raise OSError(f"{asked}: too long after {size} bytes")
+    return b"".join(parts)
+
+
+def left(deadline: float) -> float:
+    """Seconds until a moment that is not over."""
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError("too slow")
+    return seconds

@@ -9,12 +9,13 @@ from __future__ import annotations
 import http.client
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
-from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from llmfleet.api.reasons import DecisionReason as Why
 from llmfleet.api.types import Role
+from llmfleet.prometheus import client as prometheus
 from llmfleet.prometheus.client import Prometheus
 from llmfleet.scale import client
 from llmfleet.scale.client import Direct
@@ -196,12 +197,13 @@ class Answers:
     def __init__(self, answer: Callable[[str], Any]) -> None:
         self.answer = answer
 
-    def request(self, method: str, url: str, *, fields: Mapping[str, str], **_: Any) -> Any:
-        found = self.answer(fields["query"])
+    def exchange(self, connection: Any, method: str, path: str, *, body: bytes, **_: Any) -> tuple[int, bytes]:
+        [query] = parse_qs(body.decode())["query"]
+        found = self.answer(query)
         if isinstance(found, Exception):
             raise found
         status, text = found if isinstance(found, tuple) else (200, found)
-        return type("Answer", (), {"status": status, "data": text.encode()})
+        return status, text.encode()
 
 
 def vector(*samples: tuple[str, str]) -> str:
@@ -233,11 +235,11 @@ def figures(site: Site, value: str = "", age: float = 0.0, label: str = "pod") -
 
 
 def broken(query: str) -> Any:
-    return HTTPError("connection refused")
+    return ConnectionRefusedError("connection refused")
 
 
 def slow(query: str) -> Any:
-    return ReadTimeoutError(None, "http://p", "Read timed out after 5 s")  # type: ignore[arg-type]
+    return TimeoutError("too slow")
 
 
 PROMETHEUS: Mapping[str, tuple[Callable[[Site], Callable[[str], Any]], str]] = {
@@ -264,7 +266,7 @@ def test_a_prometheus_that_fails_holds_the_fleet_and_is_said(monkeypatch: pytest
     server = Prometheus("http://p", lambda: site.bed.now, AutoscalerMetrics())
 
     def observe(targets: Targets, answer: Callable[[str], Any]) -> Observation:
-        monkeypatch.setattr(server, "_http", Answers(answer))
+        monkeypatch.setattr(prometheus, "exchange", Answers(answer).exchange)
         return server.observe(targets)
 
     def run(load: float, ticks: int, answer: Callable[[str], Any]) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
+import re
 import socket
 import threading
 import time
@@ -17,8 +19,9 @@ import pytest
 from llmfleet.api.autoscaler import AutoscalerSpec
 from llmfleet.kube.errors import Forbidden, NotFound
 from llmfleet.kube.refs import Ref
+from llmfleet.prometheus import client as prometheus
 from llmfleet.prometheus.client import Prometheus
-from llmfleet.prometheus.query import QueryError, one_of, read_vector, select
+from llmfleet.prometheus.query import QueryError, may_have_token, one_of, read_vector, select, server_of
 from llmfleet.scale import client
 from llmfleet.scale.client import Direct
 from llmfleet.scale.sources.client import Sources
@@ -327,6 +330,136 @@ def test_a_query_that_gives_nan_has_no_value(serve: Callable[[Answer], int]) -> 
     fake = FakePrometheus(("sum(up)", vector(({}, "NaN"))))
     source = Prometheus(f"http://127.0.0.1:{serve(fake)}", lambda: 1000.0, AutoscalerMetrics())
     assert source.observe(targets_of({}, queries=(("mine", "sum(up)"),))).external == {}
+
+
+def read_first(answer: Answer) -> Answer:
+    """The same answer to whoever posts."""
+
+    def after(request: BaseHTTPRequestHandler) -> None:
+        request.rfile.read(int(request.headers["Content-Length"]))
+        answer(request)
+
+    return after
+
+
+@pytest.mark.parametrize("slowly", [drip, drip_headers])
+def test_a_prometheus_that_drips_holds_nobody(
+    serve: Callable[[Answer], int], monkeypatch: pytest.MonkeyPatch, slowly: Answer
+) -> None:
+    monkeypatch.setattr(prometheus, "ASK_SECONDS", 0.3)
+    source = Prometheus(f"http://127.0.0.1:{serve(read_first(slowly))}", lambda: 1000.0, AutoscalerMetrics())
+    assert re.search("too slow|timed out", source.observe(targets_of({"a": 1})).problem)
+
+
+def test_all_questions_about_one_fleet_share_their_time(
+    serve: Callable[[Answer], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prometheus, "LOOK_SECONDS", 1.0)
+    fake = FakePrometheus(*FULL)
+
+    def late(request: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.4)
+        fake(request)
+
+    source = Prometheus(f"http://127.0.0.1:{serve(late)}", lambda: 1000.0, AutoscalerMetrics())
+    queries = tuple((f"q{number}", f"sum(up{number})") for number in range(20))
+    assert "Prometheus does not answer" in source.observe(targets_of({"a": 1}, queries=queries)).problem
+    assert len(fake.queries) < 5
+
+
+def test_a_long_answer_is_not_read_to_its_end(serve: Callable[[Answer], int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prometheus, "MAX_ANSWER", 100_000)
+    sent = [0]
+
+    def endless(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.end_headers()
+        try:
+            while sent[0] < 100_000_000:
+                sent[0] += request.wfile.write(b" " * 100_000)
+        except OSError:
+            return
+
+    source = Prometheus(f"http://127.0.0.1:{serve(read_first(endless))}", lambda: 1000.0, AutoscalerMetrics())
+    assert "too long" in source.observe(targets_of({"a": 1})).problem
+    assert sent[0] < 50_000_000
+
+
+def test_an_answer_is_never_unpacked(serve: Callable[[Answer], int]) -> None:
+    packed = gzip.compress(json.dumps(vector()).encode())
+
+    def zipped(request: BaseHTTPRequestHandler) -> None:
+        assert request.headers["Accept-Encoding"] == "identity"
+        request.send_response(200)
+        request.send_header("Content-Encoding", "gzip")
+        request.send_header("Content-Length", str(len(packed)))
+        request.end_headers()
+        request.wfile.write(packed)
+
+    source = Prometheus(f"http://127.0.0.1:{serve(read_first(zipped))}", lambda: 1000.0, AutoscalerMetrics())
+    assert "no JSON" in source.observe(targets_of({"a": 1})).problem
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [1],
+        5,
+        {"resultType": "vector", "result": [1]},
+        {"resultType": "vector", "result": 5},
+        {"resultType": "vector", "result": {"metric": {}}},
+        {"resultType": "vector", "result": [{"metric": {"pod": 1}, "value": [1, "1"]}]},
+        {"resultType": "vector", "result": [{"metric": [["pod", "a"]], "value": [1, "1"]}]},
+        {"resultType": "vector", "result": [{"metric": {}, "value": [1, 10**400]}]},
+        {"resultType": "vector", "result": [{"metric": {}, "value": "12"}]},
+        {"resultType": ["vector"], "result": []},
+        {"resultType": "scalar", "result": {"1": "2"}},
+        "deep",
+    ],
+)
+def test_json_of_another_form_is_a_problem_and_no_accident(serve: Callable[[Answer], int], data: object) -> None:
+    text = "[" * 100_000 if data == "deep" else json.dumps({"status": "success", "data": data})
+    source = Prometheus(f"http://127.0.0.1:{serve(FakePrometheus(('', text)))}", lambda: 1000.0, AutoscalerMetrics())
+    assert source.observe(targets_of({"a": 1})).problem.startswith("Prometheus does not answer: ")
+
+
+@pytest.mark.parametrize("address", ["http://p:99999", "http://[::1", "ftp://p", "http://", "http://p\n:1/é", "p:9090"])
+def test_an_address_that_is_none_is_a_problem(address: str) -> None:
+    seen = Prometheus(address, lambda: 1000.0, AutoscalerMetrics()).observe(targets_of({"a": 1}))
+    assert seen.problem.startswith("Prometheus does not answer: ")
+
+
+@pytest.mark.parametrize(
+    ("address", "may"),
+    [
+        ("https://prometheus.example.com", True),
+        ("http://prometheus:9090", True),
+        ("http://prometheus.monitoring.svc:9090/base", True),
+        ("http://prometheus.monitoring.svc.cluster.local", True),
+        ("http://127.0.0.1:9090", True),
+        ("http://prometheus.monitoring:9090", False),
+        ("http://prometheus.example.com", False),
+        ("http://prometheus.monitoring.svc.example.com", False),
+        ("http://10.0.0.1", False),
+        ("http://134744072", False),
+        ("http://0x08080808", False),
+        ("http://[fd00::1]", False),
+    ],
+)
+def test_a_token_goes_where_nobody_can_read_it_on_the_way(address: str, may: bool) -> None:
+    assert may_have_token(server_of(address)) is may
+
+
+def test_a_token_is_not_sent_in_the_clear_and_it_is_said_what_to_write() -> None:
+    asked: list[str] = []
+
+    def token() -> str:
+        asked.append("token")
+        return "x"
+
+    source = Prometheus("http://192.0.2.1:9090", lambda: 1000.0, AutoscalerMetrics(), token)
+    assert "a token goes over https only" in source.observe(targets_of({"a": 1})).problem
+    assert asked == []
 
 
 class Secrets:
