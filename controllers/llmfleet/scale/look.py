@@ -84,7 +84,7 @@ def look(
     busy = now if demand or evidence is not Evidence.FULL else memory.busy
     memory = replace(memory, learned=learned, looked=now, busy=busy)
     if evidence.whole and seconds >= SHORTEST:
-        point = Point(at=now, load=load, requests=load / request if request > 0 else 0.0, rates=rates)
+        point = Point(at=now, load=load, requests=load / request if request > 0 else 0.0, rates=rates, queued=queued)
         memory = forecast.remember(memory, point, one=able.rho, lead=lead, keep=keep, window=window)
     view = View(
         now=now,

@@ -32,6 +32,13 @@ class Point:
     load: float
     requests: float
     rates: Rates
+    queued: float = 0.0
+    """What waited in routers."""
+
+    @property
+    def quiet(self) -> bool:
+        """Nobody asked for anything, and nothing was being answered."""
+        return not (self.queued or self.rates.running or self.rates.waiting or self.rates.finished)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

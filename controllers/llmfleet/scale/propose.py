@@ -132,14 +132,15 @@ def value_of(rule: MetricRule, fleet: Fleet, memory: Memory, view: View) -> floa
     if rule.type in (MetricType.GPU_UTILIZATION, MetricType.CUSTOM):
         value = view.external.get(rule.query or str(rule.type))
         return value if value is not None and math.isfinite(value) else None
-    recent = [point.rates for point in memory.points if point.at > view.now - rule.window_seconds]
-    if not recent:
+    points = [point for point in memory.points if point.at > view.now - rule.window_seconds]
+    if not points:
         return None
+    recent = [point.rates for point in points]
     window = total(recent, view.now)
     if rule.type in (MetricType.TTFT, MetricType.TPOT, MetricType.REQUEST_LATENCY):
         # An engine that counts no such thing is not one that is never slow.
         buckets = dict(window.buckets).get(rule.type)
-        return None if buckets is None else percentile(buckets, P95)
+        return percentile(buckets, P95, quiet=all(point.quiet for point in points)) if buckets is not None else None
     value = GAUGES[rule.type](view, window, len(recent))
     return value / max(fleet.ready, 1) if rule.per is Per.INSTANCE and rule.type not in MEANS else value
 
@@ -154,10 +155,14 @@ GAUGES: Final[Mapping[MetricType, Callable[[View, Rates, int], float]]] = {
 MEANS: Final = frozenset({MetricType.KV_CACHE_UTILIZATION})
 
 
-def percentile(buckets: Buckets, share: float) -> float:
-    """Upper estimate of a percentile, interpolated as Prometheus does; 0 when nobody asked for anything."""
+def percentile(buckets: Buckets, share: float, *, quiet: bool) -> float | None:
+    """Upper estimate of a percentile, interpolated as Prometheus does; 0 when nobody asked for anything.
+
+    A histogram counts a request when it has its answer: an empty one of a fleet that is at work says that nobody has
+    got one, which is no latency of zero.
+    """
     if not buckets or buckets[-1][1] <= 0:
-        return 0.0
+        return 0.0 if quiet else None
     rank, low, below = share * buckets[-1][1], 0.0, 0.0
     for edge, count in buckets:
         if count >= rank:

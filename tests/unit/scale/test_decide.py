@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 
 from crds.crd_objects import REMOVED
 from crds.refused_autoscalers import metric, metrics
+from llmfleet.api.autoscaler import MetricType
 from llmfleet.api.reasons import DecisionReason as Why
 from llmfleet.api.types import Role
 from llmfleet.scale.replay import step
@@ -310,6 +313,48 @@ def test_a_histogram_that_no_engine_has_is_no_figure() -> None:
     decision = toy({"policy": "Metrics", **metrics(metric("TTFT", "3", "1"))}, ready=5).run(1.0, 30)
     assert (decision.instances, decision.reason) == (5, Why.SIGNALS_STALE)
     assert "no figure for TTFT" in decision.message
+
+
+LATENCY = metric("RequestLatency", "60", "20")
+
+
+def latency_bed(at: str) -> Callable[..., Any]:
+    """A fleet of four whose engines have a histogram of latencies that does not move, and who is busy where."""
+    bed = toy({"policy": "Metrics", **metrics(LATENCY)}, ready=4)
+
+    def run(ticks: int, busy: bool = True) -> Any:
+        for _ in range(ticks):
+            seen = bed.observe(0.0, queued=3.0 if busy and at == "routers" else 0.0)
+            counted = {MetricType.REQUEST_LATENCY: ((60.0, 90.0), (math.inf, 100.0))}
+            engines = tuple(
+                replace(
+                    one,
+                    buckets=counted,
+                    finished=0.0,
+                    running=float(busy and at == "running"),
+                    waiting=float(busy and at == "waiting"),
+                )
+                for one in seen.engines
+            )
+            bed.tick(0.0, observation=replace(seen, engines=engines))
+        assert bed.last is not None
+        return bed.last.decisions[Role.BOTH]
+
+    return run
+
+
+@pytest.mark.parametrize("at", ["running", "waiting", "routers"])
+def test_a_busy_fleet_of_which_nobody_has_an_answer_has_no_latency_of_zero(at: str) -> None:
+    decision = latency_bed(at)(40)
+    assert (decision.instances, decision.reason) == (4, Why.SIGNALS_STALE)
+    assert "no figure for RequestLatency" in decision.message
+
+
+def test_one_busy_look_within_the_window_is_not_silence_and_silence_is_a_latency_of_zero() -> None:
+    run = latency_bed("running")
+    run(10)
+    assert run(1, busy=False).reason is Why.SIGNALS_STALE
+    assert run(40, busy=False).reason is Why.ALL_METRICS_BELOW_THRESHOLD
 
 
 def test_above_its_threshold_what_is_starting_may_suffice() -> None:
