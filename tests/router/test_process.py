@@ -129,6 +129,9 @@ async def test_a_second_sigterm_ends_the_process_now():
 async def test_drain_by_the_admin_port_turns_unready_and_goes_on_serving():
     async with Process(Engine(behave=ok())) as router:
         admin = Raw(*await asyncio.open_connection("127.0.0.1", router.admin_port))
+        await admin.send(b"", path="/drain", headers={"Origin": "http://elsewhere.example"})
+        assert (await admin.answer()).status == 403, "a page in the browser of somebody with a tunnel"
+        assert await router.status("/readyz") == 200
         await admin.send(b"", path="/drain")
         assert (await admin.answer()).json["draining"] is True
         assert await router.status("/readyz") == 503

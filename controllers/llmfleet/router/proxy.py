@@ -91,7 +91,7 @@ class Router:
             self.fleet.forget_idle()
         if self.jobs is not None and self.jobs.due(pool.name):
             return
-        if self.waits.pools or self.waits.again:
+        if self.waits:
             self.waits.serve(self.loop.time())
 
     # ---- waiting ----
@@ -121,9 +121,20 @@ class Router:
         self.waits.enter_again(exchange, self.loop.time(), until)
         self.serve()
 
-    def room_again(self, size: int) -> bool:
-        """Whether one more such request of so many bytes may wait."""
-        return self.waits.room_again(size, self.reading)
+    def park_unreached(self, exchange: Exchange, until: float) -> bool:
+        """Let a request wait that no engine was reached for; False if no more may, or nobody will serve it."""
+        now = self.loop.time()
+        return self.serves(exchange.pool) and self.waits.enter_unreached(exchange, now, until, self.reading)
+
+    def serves(self, pool: ModelPool) -> bool:
+        """Whether the document still names a model."""
+        return self.fleet.models.get(pool.name) is pool
+
+    def reached(self, pool: ModelPool) -> None:
+        """There is a new connection to an engine of a model."""
+        if self.waits.unreached:
+            self.waits.reached(pool.name)
+            self.serve()
 
     def unpark(self, exchange: Exchange) -> None:
         """A request waits no longer."""
@@ -131,14 +142,16 @@ class Router:
 
     def serve(self) -> None:
         """Start what waits and need not: slots, engines or models have changed."""
-        if self.waits.pools or self.waits.again:
+        if self.waits:
             self.waits.serve(self.loop.time())
 
     def adopted(self) -> None:
         """A document was adopted."""
-        for waiter in [w for w in self.waits.again if self.fleet.models.get(w.pool.name) is not w.pool]:
+        held = [waiter for model in self.waits.unreached.values() for waiter in model.waiters]
+        for waiter in [w for w in (*self.waits.again, *held) if not self.serves(w.pool)]:
             self.waits.leave(waiter, self.loop.time())
             waiter.expired(1)
+        self.waits.reached()
         for name, pool in list(self.waits.pools.items()):
             if self.fleet.models.get(name) is not pool and pool.room is not None:
                 for ticket in list(pool.room):
@@ -201,6 +214,7 @@ class Router:
     def _take_back(self, backend: Backend) -> None:
         self.fleet.reopen()
         log.info("engine taken back", extra={"fields": {"llmcluster": backend.instance}})
+        self.waits.reached()
         self.serve()
 
     def exchanges(self) -> Iterator[Exchange]:
@@ -326,7 +340,7 @@ class Router:
             pool.budget.mark(now, window)
         if self.quarantine.suspects:
             self.quarantine.forget(now)
-        if self.waits.pools or self.waits.again:
+        if self.waits:
             self._sweep_rooms(now)
         for backend in list(self.fleet.backends.values()):
             self._look_after(backend, now, checked=checked)

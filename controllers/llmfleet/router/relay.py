@@ -24,8 +24,6 @@ from llmfleet.telemetry import ModelStats
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS: Final = 2
-REACH_SECONDS: Final = 0.25  # after which an engine that could not be reached is tried again, at first
-LONGEST_REACH_SECONDS: Final = 2.0
 RETRY_SOON: Final = 5  # seconds, for a client that an engine is being started for
 
 
@@ -37,9 +35,7 @@ class Exchange(Attempt):
         "_client",
         "_hold",
         "_misses",
-        "_not_before",
         "_parked_at",
-        "_reach",
         "_said_at",
         "_ttft_seen",
         "_until",
@@ -55,6 +51,7 @@ class Exchange(Attempt):
         "stats",
         "tenant",
         "ticket",
+        "tries",
         "ttft",
         "waits",
     )
@@ -90,7 +87,7 @@ class Exchange(Attempt):
         self._hold = False  # it waits for an engine to appear
         self._parked_at = self._said_at = 0.0
         self._misses = 0  # attempts without a connection since it last waited
-        self._reach = self._not_before = 0.0  # until when no engine is tried that could not be reached
+        self.tries = False  # whether an engine can be reached, for all who wait for that
         self._until = 0.0  # the end of its waiting after its first attempt
         self._paused = client.blocked
         stats.in_flight += 1
@@ -115,8 +112,6 @@ class Exchange(Attempt):
     def choose(self) -> Backend | None:
         """Return an engine with a free slot, if there is one; not one that this request was lost with."""
         avoid, pool = self._avoid, self.pool
-        if self._reach and self.router.loop.time() < self._not_before:
-            return None
         if avoid is None or pool.disaggregated or not any(c.backend is not avoid for c in pool.open):
             return self._choose()
         return pick(pool, avoid=avoid, keys=self.keys)
@@ -214,7 +209,7 @@ class Exchange(Attempt):
 
     def _wait_again(self, verdict: Again) -> bool:
         """Wait for a slot of another engine if all are busy; what never reached one, also until one can be reached."""
-        if not self.waits or self.router.settings.queue.overflow == "reject":
+        if not self.waits or self.router.settings.queue.overflow == "reject" or not self.router.serves(self.pool):
             return False
         if self._unsent(verdict):
             return self._wait_to_reach(verdict)
@@ -237,25 +232,29 @@ class Exchange(Attempt):
         return verdict.reason == "connect"
 
     def _wait_to_reach(self, verdict: Again) -> bool:
-        """Hold what no engine was reached for and try again, less and less often: nothing can be done twice."""
-        if not self.router.room_again(self.size):
-            return False
+        """Hold what no engine was reached for until one can be: nothing can be done twice."""
         now = self.router.loop.time()
-        self._reach = min(self._reach * 2 or REACH_SECONDS, LONGEST_REACH_SECONDS)
-        self._not_before, self._hold, self._said_at = now + self._reach, True, self._said_at or now
+        self._until = self._until or now + self.router.settings.queue.ttl_seconds
+        if not self.router.park_unreached(self, self._until):
+            return False
+        self._hold, self._said_at = True, self._said_at or now
         self.attempts -= self._misses
         self._misses = 0
-        self._park_again(verdict)
+        self._leave_for(verdict, now)
         return True
 
     def _park_again(self, verdict: Again) -> None:
-        self._avoid = self._backend
-        self.detach()
+        now = self.router.loop.time()
+        self._until = self._until or now + self.router.settings.queue.ttl_seconds
+        self._leave_for(verdict, now)
+        self.router.park_again(self, self._until)
+
+    def _leave_for(self, verdict: Again, now: float) -> None:
+        """Leave the engine of an attempt that came to nothing."""
+        self._avoid, self._parked_at = self._backend, now
         self.stats.retries[verdict.reason] += 1
         self.answer.restart()
-        self._parked_at = self.router.loop.time()
-        self._until = self._until or self._parked_at + self.router.settings.queue.ttl_seconds
-        self.router.park_again(self, self._until)
+        self.detach()
 
     def _other(self, verdict: Again) -> Backend | None:
         """Return the engine for another attempt."""

@@ -64,6 +64,7 @@ class RequestReader:
     """Reads one request after another from one client connection."""
 
     __slots__ = (
+        "_expects",
         "_known",
         "_left",
         "_max_body",
@@ -81,6 +82,7 @@ class RequestReader:
         "fields",
         "head",
         "keep_alive",
+        "kept_as",
         "length",
         "method",
         "on_body",
@@ -96,6 +98,8 @@ class RequestReader:
         self._max_head, self._max_headers, self._max_body = max_head, max_headers, max_body
         self._known: _Known | None = None  # the last request's head
         self._misses = 0
+        # What this request's head is known by, if it is: what was found out from one such head holds for every other.
+        self.kept_as: object | None = None
         self._start()
 
     def _start(self) -> None:
@@ -114,8 +118,11 @@ class RequestReader:
         self.credentials: tuple[bytes, ...] = ()  # as of an Authorization field, if the pattern looks for them
         self.length = self._left = -1
         self.wire = 0
-        self.complete = self.surplus = self.expects_continue = self.repeats = False
+        self.complete = self.surplus = self.expects_continue = self.repeats = self._expects = False
+        self.kept_as = None
         self.body.clear()
+        if self._whole:  # of a request that was answered without its body
+            self._whole = bytearray()
 
     def close(self) -> None:
         """Break the reference cycle with the parser."""
@@ -175,8 +182,9 @@ class RequestReader:
         """Keep a head that the next request of this connection may have again, but for its length."""
         self._misses += 1
         self._known = None
-        if self.length >= 0 and self.keep_alive and not self.surplus and self.version == b"HTTP/1.1":
-            self._known = _known(self)
+        plain = self.length >= 0 and self.keep_alive and not self.surplus and self.version == b"HTTP/1.1"
+        if plain and not self._expects:
+            self._known = self.kept_as = _known(self)
 
     def _again(self, known: _Known, data: bytes) -> bool:
         """Read a request whose head is the last one's but for its length: llhttp would find the same in it.
@@ -199,6 +207,7 @@ class RequestReader:
         self.length = length
         self.method, self.target, self.version, self.fields, self.credentials = known.parts
         self.keep_alive = self.repeats = True
+        self.kept_as = known
         self._misses = 0
         self.wire = len(data) - end
         if self.wire == length:
@@ -308,7 +317,7 @@ class RequestReader:
     def _expect(self, value: bytes) -> None:
         if value.strip().lower() != b"100-continue":
             raise BadMessage("the only expectation met is 100-continue", 417)
-        self.expects_continue = not self.complete
+        self.expects_continue, self._expects = not self.complete, True
 
     def _check_growth(self) -> None:
         """Bound a body without an announced length, and what its framing may cost beside it."""

@@ -81,7 +81,7 @@ def fleet_answer(router: Router, pod: str) -> dict[str, Any]:
         "pod": pod,
         "draining": router.draining,
         "connections": len(router.clients),
-        "waiting": {name: router.waiting(name) for name in router.waits.pools},
+        "waiting": {name: count for name in router.fleet.models if (count := router.waiting(name))},
         **view(router.fleet),
     }
 
@@ -102,6 +102,9 @@ def admin(router: Router, registry: CollectorRegistry, pod: str, gossip: Gossip)
         return web.Response(body=gossip.answer(), content_type="application/json")
 
     async def drain(request: web.Request) -> web.Response:
+        if "Origin" in request.headers or "Sec-Fetch-Site" in request.headers:
+            # Somebody looks at the page through a tunnel; another page in the same browser may not give orders.
+            return web.json_response({"error": "not from a web page"}, status=403)
         start_drain(router)
         return web.json_response({"draining": True, "busy": router.busy()})
 

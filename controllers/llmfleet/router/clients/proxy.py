@@ -68,6 +68,7 @@ class Client(asyncio.Protocol):
         "_keyring",
         "_last_moment",
         "_origin",
+        "_origin_head",
         "_reader",
         "_reserved",
         "_router",
@@ -89,7 +90,9 @@ class Client(asyncio.Protocol):
         )
         self._exchange: Exchange | Call | None = None
         self.tenant = ANONYMOUS  # of the request being answered
-        self._origin: Origin | None = None  # of the last request, and the keyring that named its tenant
+        # Where the requests with one known head go and whom they are from, and the keyring that said so.
+        self._origin: Origin | None = None
+        self._origin_head: object | None = None
         self._keyring: Keyring | None = None
         self.phase = IDLE
         self.blocked = False
@@ -234,7 +237,7 @@ class Client(asyncio.Protocol):
         """A whole request was read: answer it here or hand it to an exchange."""
         reader, router = self._reader, self._router
         origin = self._origin
-        if origin is None or not reader.repeats or router.keyring is not self._keyring:
+        if origin is None or self._origin_head is not reader.kept_as or router.keyring is not self._keyring:
             origin = self._read_origin()
             if origin is None:
                 return
@@ -291,9 +294,10 @@ class Client(asyncio.Protocol):
             return None
         session = router.affinity.session(reader.head) if router.affinity is not None else None
         version_10 = reader.version == b"HTTP/1.0"
-        self._keyring = router.keyring
-        self._origin = Origin(route=route, tenant=tenant, fields=reader.fields, version_10=version_10, session=session)
-        return self._origin
+        origin = Origin(route=route, tenant=tenant, fields=reader.fields, version_10=version_10, session=session)
+        if reader.kept_as is not None:
+            self._keyring, self._origin_head, self._origin = router.keyring, reader.kept_as, origin
+        return origin
 
     def _who(self) -> Tenant:
         """Return the tenant that this request is from, or refuse it."""
@@ -385,6 +389,8 @@ class Client(asyncio.Protocol):
             return
         self._enter(LINGERING, max(stall, LINGER_SECONDS) if self._unsent() else LINGER_SECONDS)
         self._last_moment = self._router.loop.time() + LONGEST_LINGER_SECONDS
+        self._reserve(0)
+        self._reader.next()  # nothing of what came is needed any more
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
 

@@ -46,8 +46,14 @@ class Services(Protocol):
     def park_again(self, exchange: Exchange, until: float) -> None:
         """Let a request that was lost with its engine wait for another one."""
 
-    def room_again(self, size: int) -> bool:
-        """Whether one more such request of so many bytes may wait."""
+    def park_unreached(self, exchange: Exchange, until: float) -> bool:
+        """Let a request wait that no engine was reached for, if it may."""
+
+    def serves(self, pool: ModelPool) -> bool:
+        """Whether the document still names a model."""
+
+    def reached(self, pool: ModelPool) -> None:
+        """There is a new connection to an engine of a model."""
 
     def unpark(self, exchange: Exchange) -> None:
         """A request waits no longer."""
@@ -150,6 +156,7 @@ class Attempt(ABC):
             self.unreachable("reset", "connection closed")
         else:
             self._attach(upstream)
+            self.router.reached(self.pool)
 
     def _attach(self, upstream: Upstream) -> None:
         self._upstream = upstream
