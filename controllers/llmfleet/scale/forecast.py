@@ -14,7 +14,7 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass, replace
 from typing import Final
 
-from llmfleet.scale.memory import Memory, Pending, Point
+from llmfleet.scale.memory import ALPHA_HIGH, ALPHA_LOW, MOST_EXCESS, Memory, Pending, Point
 
 SHORT_SECONDS: Final = 60.0
 LONG_SECONDS: Final = 300.0
@@ -22,8 +22,6 @@ SAMPLE_SECONDS: Final = 30.0
 """One forecast in this time is remembered and judged."""
 ENOUGH: Final = 31
 FIRST_EXCESS: Final = 0.35
-MOST_EXCESS: Final = 4.0
-"""One freak burst must not hold a fleet at its maximum for a day."""
 SMALL: Final = 0.5
 """Instances: below this load a peak is measured by it, or the first request after a pause would be an infinite one."""
 ETA: Final = 0.006
@@ -31,8 +29,6 @@ AIM: Final = 0.8
 """Of the budget: the fleet is sized for a little less than it may miss."""
 MOST_MISSED: Final = 300.0
 """Budgets that one look can use up: an outage must not fill the memory."""
-ALPHA_LOW: Final = 0.5
-ALPHA_HIGH: Final = 0.999
 MOST_WEIGHT: Final = 5.0
 
 

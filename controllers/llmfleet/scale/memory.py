@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -19,9 +20,16 @@ from llmfleet.scale.work import Rates
 FIRST_ALPHA: Final = 0.9
 KEPT: Final = 64
 """Quantiles of past peaks that a status keeps: enough for any share that headroom is asked for."""
+MOST_SAMPLES: Final = 2880
+"""A day of them: what comes back weighs no more, and one burst among them is one of so many."""
 FACTORS: Final = (1 / 8, 8.0)
 """No factor was ever learned outside."""
-EXCESSES: Final = (-1.0, 10.0)
+ALPHA_LOW: Final = 0.5
+ALPHA_HIGH: Final = 0.999
+MOST_EXCESS: Final = 4.0
+"""One freak burst must not hold a fleet at its maximum for a day."""
+EXCESSES: Final = (-1.0, MOST_EXCESS)
+"""No load is below nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +66,10 @@ class Learned:
 
     a: float = 1.0
     work: float = 1.0
+    about: str = ""
+    """Which table, of which engines; factors on another one say nothing of this."""
+    outliers: int = 0
+    """Looks in a row that contradict both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,15 +112,27 @@ def begin(now: float) -> Memory:
 
 def saved(memory: Memory) -> dict[str, Any]:
     """What was learned, in short, as decimal strings."""
-    ranked = memory.ranked
-    last = len(ranked) - 1
-    shown = ranked if len(ranked) <= KEPT else tuple(ranked[round(n * last / (KEPT - 1))] for n in range(KEPT))
     return {
+        "about": memory.learned.about,
         "alpha": f"{memory.alpha:.4f}",
         "stepFactor": f"{memory.learned.a:.4f}",
         "workFactor": f"{memory.learned.work:.4f}",
-        "excess": [f"{value:.4f}" for value in shown],
+        "excess": [f"{memory.ranked[place]:.4f}" for place in places(len(memory.ranked))],
+        "samples": len(memory.ranked),
     }
+
+
+def places(count: int) -> list[int]:
+    """Which of so many ranked figures are kept: all of them, or as many as may be, the extremes among them."""
+    return list(range(count)) if count <= KEPT else [round(n * (count - 1) / (KEPT - 1)) for n in range(KEPT)]
+
+
+def expanded(kept: Sequence[float], count: int) -> list[float]:
+    """As many figures as there were, with those that were kept in their places and straight lines between them."""
+    found, at = [], places(count)
+    for (low, first), (high, second) in pairwise(zip(at, kept, strict=True)):
+        found += [first + (second - first) * n / (high - low) for n in range(high - low)]
+    return [*found, *kept[-1:]]
 
 
 def restored(memory: Memory, kept: object) -> Memory:
@@ -118,13 +142,20 @@ def restored(memory: Memory, kept: object) -> Memory:
     excess = kept.get("excess")
     texts = excess if isinstance(excess, list) else []
     alpha, step, work, *ranked = figures((*(kept.get(key) for key in ("alpha", "stepFactor", "workFactor")), *texts))
-    whole = within((alpha,), 0.0, 1.0) and within((step, work), *FACTORS) and within(ranked, *EXCESSES)
-    if not whole or len(ranked) > KEPT:
+    whole = within((alpha,), ALPHA_LOW, ALPHA_HIGH) and within((step, work), *FACTORS) and within(ranked, *EXCESSES)
+    samples = kept.get("samples", len(ranked))
+    if not whole or not isinstance(samples, int) or len(ranked) != min(samples, KEPT):
         return memory
-    ranked.sort()
+    ranked = expanded(sorted(ranked), min(samples, MOST_SAMPLES))
     # The oldest go first, and those must not be the smallest.
     mixed = tuple(ranked[n] for n in sorted(range(len(ranked)), key=lambda n: (n * 0.618034) % 1.0))
-    return replace(memory, alpha=alpha, learned=Learned(a=step, work=work), ratios=mixed, ranked=tuple(ranked))
+    learned = Learned(a=step, work=work, about=str(kept.get("about", "")))
+    return replace(memory, alpha=alpha, learned=learned, ratios=mixed, ranked=tuple(ranked))
+
+
+def about(memory: Memory, table: str) -> Memory:
+    """The memory as far as it speaks of this table: factors on another one are forgotten."""
+    return memory if memory.learned.about == table else replace(memory, learned=Learned(about=table))
 
 
 def figures(texts: Sequence[object]) -> Iterator[float]:

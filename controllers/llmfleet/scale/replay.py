@@ -6,9 +6,11 @@ role and new memories. The same inputs give the same bytes, whoever calls: a rec
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from llmfleet.api.autoscaler import AutoscalerSpec, RoleFleet, parse_template
 from llmfleet.api.reasons import DecisionReason as Why
@@ -17,10 +19,10 @@ from llmfleet.capacity.capacity import Capacity, build_capacity
 from llmfleet.kube.refs import Manifest
 from llmfleet.scale import ratio
 from llmfleet.scale.decide import Decision, decide
-from llmfleet.scale.fleet import Fleet, seconds_of
+from llmfleet.scale.fleet import Fleet, seconds_of, shape_of
 from llmfleet.scale.forecast import adapt, forecast
 from llmfleet.scale.look import View, look
-from llmfleet.scale.memory import Memory, begin, restored
+from llmfleet.scale.memory import Memory, about, begin, restored
 from llmfleet.scale.misses import missed_share
 from llmfleet.scale.propose import lead_of, propose
 from llmfleet.scale.signals import Observation
@@ -73,7 +75,7 @@ def step_role(
     """Look, learn whether there was enough, propose, decide."""
     window = max([float(rule.window_seconds) for rule in rules.metrics], default=0.0)
     memory, view = look(
-        memory,
+        about(memory, table_of(capacity, rules.instance_template.spec)),
         seen,
         role=fleet.role,
         capacity=capacity,
@@ -88,6 +90,12 @@ def step_role(
     proposal = propose(spec, rules.metrics, fleet, memory, view)
     decision, memory = decide(spec, rules, fleet, proposal, memory, view)
     return decision, view, memory
+
+
+def table_of(capacity: Capacity, template: Mapping[str, Any]) -> str:
+    """In short, what factors are learned about: the table, whether it is a guess, and whose engines it is for."""
+    described = (capacity.steps, capacity.known, template.get("model"), shape_of(template))
+    return hashlib.sha256(repr(described).encode()).hexdigest()[:16]
 
 
 def in_proportion(

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmfleet.scale.forecast import quantile
-from llmfleet.scale.memory import KEPT, Learned, Memory, begin, restored, saved
-from unit.scale.builders import START
+from llmfleet.api.types import Role
+from llmfleet.capacity.capacity import Capacity
+from llmfleet.capacity.profiles import FALLBACK, PROFILES
+from llmfleet.scale.forecast import adapt, judge, quantile
+from llmfleet.scale.learn import OUTLIERS, learn
+from llmfleet.scale.memory import (
+    ALPHA_HIGH,
+    ALPHA_LOW,
+    KEPT,
+    MOST_SAMPLES,
+    Learned,
+    Memory,
+    Pending,
+    Point,
+    begin,
+    restored,
+    saved,
+)
+from llmfleet.scale.work import Rates
+from unit.scale.builders import COEFFICIENTS, START, toy
 
 GOOD: dict[str, Any] = {"alpha": "0.9500", "stepFactor": "1.2000", "workFactor": "0.8000", "excess": ["0.1", "0.3"]}
 
@@ -21,7 +40,7 @@ def memory_of(excess: list[float], **changes: Any) -> Memory:
 
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(
-    excess=st.lists(st.floats(-0.9, 4.0), min_size=31, max_size=400),
+    excess=st.lists(st.floats(-0.9, 4.0), min_size=0, max_size=400),
     alpha=st.floats(0.5, 0.999),
     factors=st.tuples(st.floats(0.125, 8), st.floats(0.125, 8)),
 )
@@ -34,10 +53,13 @@ def test_headroom_comes_back_between_its_neighbours(
     assert len(kept["excess"]) <= KEPT
     assert back.alpha == pytest.approx(alpha, abs=1e-4)
     assert (back.learned.a, back.learned.work) == pytest.approx(factors, abs=1e-4)
+    assert len(back.ranked) == len(back.ratios) == len(excess)
     low, high = (quantile(memory.ranked, share) for share in (max(alpha - 0.02, 0), min(alpha + 0.02, 1)))
     assert low - 1e-3 <= quantile(back.ranked, alpha) <= high + 1e-3
     assert sorted(back.ratios) == list(back.ranked)
-    assert saved(back)["excess"] == kept["excess"]
+    again = saved(back)
+    assert [float(text) for text in again["excess"]] == [float(text) for text in kept["excess"]]
+    assert {**again, "excess": []} == {**kept, "excess": []}
 
 
 def test_a_short_past_comes_back_whole() -> None:
@@ -57,14 +79,142 @@ def test_what_comes_back_still_waits_for_its_window() -> None:
         "text",
         {},
         {**GOOD, "alpha": "1.5"},
+        {**GOOD, "alpha": "1"},
+        {**GOOD, "alpha": "0"},
+        {**GOOD, "alpha": "0.9995"},
+        {**GOOD, "alpha": "0.4999"},
         {**GOOD, "alpha": "nan"},
         {**GOOD, "alpha": None},
         {**GOOD, "stepFactor": "1e308"},
         {**GOOD, "workFactor": "0"},
         {**GOOD, "excess": ["0.1", "inf"]},
         {**GOOD, "excess": ["-3"]},
+        {**GOOD, "excess": ["4.1"]},
+        {**GOOD, "samples": 3},
+        {**GOOD, "samples": -2},
+        {**GOOD, "samples": "2"},
+        {**GOOD, "excess": ["0.1"] * 40, "samples": 64},
         {**GOOD, "excess": ["0.1"] * (KEPT + 1)},
     ],
 )
 def test_figures_that_cannot_be_true_do_not_come_back(kept: object) -> None:
     assert restored(begin(START), kept) == begin(START)
+
+
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(alpha=st.sampled_from(["0.5", "0.5000", "0.9", "0.999", "0.9990"]), missed=st.floats(0, 1))
+def test_whatever_comes_back_can_go_on_learning(alpha: str, missed: float) -> None:
+    back = restored(begin(START), {**GOOD, "alpha": alpha})
+    assert back.alpha == float(alpha)
+    assert ALPHA_LOW <= adapt(back, missed=missed, budget=0.01).alpha <= ALPHA_HIGH
+
+
+def burst(memory: Memory) -> Memory:
+    """The same after one peak of ten times its base."""
+    point = Point(at=START, load=10.0, requests=1.0, rates=Rates(at=START))
+    due = Pending(made=START - 60, due=START, base=1.0, scale=1.5)
+    return judge(replace(memory, points=(point,), pending=(due,)), due, 86400.0)
+
+
+def test_one_burst_after_a_restart_weighs_no_more_than_without_one() -> None:
+    past = [-0.2 + 0.5 * (n * 0.618034 % 1.0) for n in range(2880)]
+    memory = memory_of(past, alpha=0.998)
+    back = restored(begin(START), saved(memory))
+    for one in (memory, back):
+        assert quantile(burst(one).ranked, 0.998) == pytest.approx(quantile(memory.ranked, 0.998), abs=0.01)
+
+
+def test_the_weight_of_what_comes_back_is_bounded() -> None:
+    back = restored(begin(START), {**GOOD, "excess": ["0.1"] * KEPT, "samples": 1_000_000})
+    assert len(back.ranked) == MOST_SAMPLES
+
+
+# Factors on a table.
+
+WORK = {"workBudget.capacity.profile": "llama-70b-fp8-h100-tp8", "workBudget.capacity.coefficients": {}}
+LEARNED = Learned(a=1.5, work=1.5)
+
+
+def after_a_look(learned: Learned, changes: Mapping[str, Any] | None = None) -> Learned:
+    """What is left of factors after one look without traffic at a fleet of this spec."""
+    bed = toy(changes)
+    bed.memories = {Role.BOTH: replace(begin(START), learned=learned)}
+    bed.run(0.0, 1)
+    return bed.memories[Role.BOTH].learned
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"workBudget.capacity.coefficients": {**COEFFICIENTS, "a": "0.02"}},
+        {"workBudget.capacity.coefficients": {}, "workBudget.capacity.profile": "auto"},
+        WORK,
+        {"instanceTemplate.spec.model": "another/model"},
+        {"instanceTemplate.spec.gpusPerPod": 8, "instanceTemplate.spec.replicas": 1},
+        {"instanceTemplate.spec.tensorParallelSize": 4, "instanceTemplate.spec.pipelineParallelSize": 2},
+    ],
+)
+def test_factors_on_another_table_are_forgotten_and_those_on_the_same_are_kept(changes: Mapping[str, Any]) -> None:
+    here = after_a_look(Learned())
+    assert here.about
+    kept = replace(LEARNED, about=here.about)
+    assert after_a_look(kept) == kept
+    fresh = after_a_look(kept, changes)
+    assert (fresh.a, fresh.work) == (1.0, 1.0)
+    assert fresh.about not in ("", here.about)
+
+
+def test_factors_of_which_nobody_knows_the_table_are_forgotten() -> None:
+    assert after_a_look(LEARNED) == after_a_look(Learned())
+
+
+def test_a_guess_that_becomes_a_measurement_is_another_table() -> None:
+    auto = {"workBudget.capacity.coefficients": {}, "workBudget.capacity.profile": "auto"}
+    named = {"workBudget.capacity.coefficients": {}, "workBudget.capacity.profile": FALLBACK}
+    assert after_a_look(Learned(), auto).about != after_a_look(Learned(), named).about
+
+
+STEPS = PROFILES[FALLBACK].steps
+
+
+def a_look(factor: float) -> Rates:
+    """A busy look at engines whose every step takes this times as long as the table says."""
+    steps, generated, prefill, attended = 50.0, 3000.0, 40_000.0, 500_000.0
+    work = STEPS.b * generated + STEPS.c * prefill + STEPS.d * attended
+    seconds = factor * (STEPS.a + work / steps)
+    return Rates(
+        at=START,
+        prefill=prefill,
+        generated=generated,
+        attended=attended,
+        steps=steps,
+        itl_seconds=seconds * generated,
+        itl_count=generated,
+    )
+
+
+def capacity_of(known: bool) -> Capacity:
+    return Capacity(steps=STEPS, kv_tokens=10**5, slots=64, tpot=0.05, known=known)
+
+
+@pytest.mark.parametrize("factor", [0.125, 8.0])
+def test_factors_are_within_the_bounds_of_the_table_before_anything_is_learned(factor: float) -> None:
+    found = learn(Learned(a=factor, work=factor), Rates(at=START), capacity_of(True), 15.0)
+    assert (found.a, found.work) == (min(2.0, max(0.5, factor)),) * 2
+    assert learn(Learned(a=factor), Rates(at=START), capacity_of(False), 15.0) == Learned(a=factor)
+
+
+def test_many_contradictions_in_a_row_undo_what_was_learned_and_fewer_do_not() -> None:
+    learned = start = Learned(a=8.0, work=8.0, about="x")
+    guess, contradiction, agreement = capacity_of(False), a_look(0.9), a_look(8.0)
+    for _ in range(5):
+        for _ in range(OUTLIERS - 1):
+            learned = learn(learned, contradiction, guess, 15.0)
+        assert (learned.a, learned.work) == pytest.approx((start.a, start.work))
+        learned = learn(learned, agreement, guess, 15.0)
+    for _ in range(OUTLIERS):
+        learned = learn(learned, contradiction, guess, 15.0)
+    assert learned == Learned(about="x")
+    for _ in range(400):
+        learned = learn(learned, contradiction, guess, 15.0)
+    assert 0.7 < learned.work < 1.0
