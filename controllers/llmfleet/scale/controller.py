@@ -8,6 +8,7 @@ with the last one, so that an event brings its consequence at once and no figure
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -75,6 +76,7 @@ class Known:
     last: Step | None = None
     looks: int = 0
     looked: float = float("-inf")
+    """By a clock that nobody sets, as `reported` is: one that is set back must not keep a fleet as it is."""
     generation: int = -1
     parsed: tuple[int, AutoscalerSpec] | None = None
     """The spec of a generation: reading it costs more than a decision."""
@@ -109,9 +111,10 @@ class AutoscalerController:
         clock: Clock,
         metrics: AutoscalerMetrics,
         source_of: Callable[[AutoscalerSpec, str], Source],
+        pace: Clock = time.monotonic,
     ) -> None:
         self._api, self._caches, self._settings = api, caches, settings
-        self._clock, self._metrics, self._source_of = clock, metrics, source_of
+        self._clock, self._metrics, self._source_of, self._pace = clock, metrics, source_of, pace
         self._known: dict[Key, Known] = {}
         self._waiting: set[Key] = set()
         """Those that another one is in the way of: a change of any may set them free."""
@@ -166,14 +169,15 @@ class AutoscalerController:
         fleets = self._fleets(scaler, spec, known, live, now)
         pause = self._pause(spec, fleets, known)
         generation = int(scaler["metadata"].get("generation", 0))
-        if known.last is None or generation != known.generation or now - known.looked >= pause - 0.05:
+        if known.last is None or generation != known.generation or self._pace() - known.looked >= pause - 0.05:
+            looked = self._pace()
             self._decide(key, scaler, spec, known, fleets, now)
-            known.looked, known.looks, known.generation = now, known.looks + 1, generation
+            known.looked, known.looks, known.generation = looked, known.looks + 1, generation
             pause = self._pause(spec, fleets, known)
         assert known.last is not None
         moved = {} if spec.paused or spec.dry_run else self._moves(scaler, spec, known.last, fleets, live)
         self._carry_out(key, scaler, spec, known, fleets, moved, now)
-        return timedelta(seconds=max(known.looked + pause - self._clock(), 0.05))
+        return timedelta(seconds=max(known.looked + pause - self._pace(), 0.05))
 
     def _pause(self, spec: AutoscalerSpec, fleets: Mapping[Role, Fleet], known: Known) -> float:
         asleep = any(fleet.size == 0 for fleet in fleets.values()) and not spec.paused
@@ -299,7 +303,7 @@ class AutoscalerController:
             scaled=scaled,
         )
         status = derive_status(spec, fleets, known.last, facts)
-        self._write_status(key, scaler, known, status, now)
+        self._write_status(key, scaler, known, status)
         if refusals:
             raise refusals[0]
 
@@ -333,9 +337,9 @@ class AutoscalerController:
                 refused.append(error)
         return narrowed(moves, done), refused
 
-    def _write_status(self, key: Key, scaler: Manifest, known: Known, status: dict[str, Any], now: float) -> None:
+    def _write_status(self, key: Key, scaler: Manifest, known: Known, status: dict[str, Any]) -> None:
         """Counts, reasons and conditions at once; figures that only drift now and then."""
-        before = scaler.get("status") or {}
+        before, now = scaler.get("status") or {}, self._pace()
         if essence(status) == essence(before) and now - known.reported < STATUS_SECONDS:
             return
         ref = Ref(kind=AUTOSCALER, namespace=key.namespace, name=key.name)
@@ -349,7 +353,7 @@ class AutoscalerController:
             before=scaler.get("status") or {},
             now=self._clock(),
         )
-        self._write_status(key, scaler, known, refused_status(error, facts), self._clock())
+        self._write_status(key, scaler, known, refused_status(error, facts))
 
     # What people and Prometheus see.
 

@@ -16,7 +16,7 @@ from llmfleet.api.types import Role
 from llmfleet.capacity.capacity import Capacity, Shape, scaled
 from llmfleet.scale import forecast
 from llmfleet.scale.learn import learn
-from llmfleet.scale.memory import Memory, Point
+from llmfleet.scale.memory import Memory, Point, begin
 from llmfleet.scale.signals import FRESH_SECONDS, Evidence, Observation, RouterReading, is_plausible
 from llmfleet.scale.work import SHORTEST, Rates, rates_between, refused_between, total
 
@@ -66,7 +66,9 @@ def look(
     keep: float,
 ) -> tuple[Memory, View]:
     """One look."""
-    if now - memory.looked > GAP_SECONDS:
+    if now < memory.looked:
+        memory = set_back(memory, now)
+    elif now - memory.looked > GAP_SECONDS:
         memory = replace(memory, since=now, busy=now)
     seconds = now - memory.looked
     memory, refused, more_queued = take(memory, seen, now)
@@ -102,6 +104,19 @@ def look(
         external=seen.external,
     )
     return memory, view
+
+
+def set_back(memory: Memory, now: float) -> Memory:
+    """A memory of moments that have not come: nothing of it can be compared with now, what was learned stays."""
+    return replace(
+        begin(now),
+        ratios=memory.ratios,
+        ranked=memory.ranked,
+        alpha=memory.alpha,
+        learned=memory.learned,
+        scaled_up=min(memory.scaled_up, now),
+        scaled_down=min(memory.scaled_down, now),
+    )
 
 
 def take(memory: Memory, seen: Observation, now: float) -> tuple[Memory, float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -304,6 +305,23 @@ def test_autoscalers_of_another_operator_are_left_alone() -> None:
     world.create(scaled(), annotations={"serving.ai/managed-by": "other/release"})
     world.run(30)
     assert world.writes == []
+
+
+@pytest.mark.parametrize("hours", [-1, -1000, 1000])
+def test_a_clock_that_is_set_stops_no_decision(hours: int) -> None:
+    world = world_of()
+    world.run(300)
+    world.wrong = timedelta(hours=hours)
+    world.load = lambda role: 3.0
+    world.run(120)
+    grown = len(world.names())
+    assert grown > 4
+    assert len([write for write in world.writes[-20:] if write == "status llama"]) >= 1
+    world.load = lambda role: 0.0
+    # It watches for a whole window of the clock as it is now.
+    world.run(100)
+    assert len(world.names()) >= grown
+    world.run(900, lambda: len(world.names()) == 2)
 
 
 def test_external_follows_the_scale_subresource_at_once() -> None:

@@ -15,7 +15,7 @@ from crds.refused_autoscalers import metric, metrics
 from llmfleet.api.autoscaler import MetricType
 from llmfleet.api.reasons import DecisionReason as Why
 from llmfleet.api.types import Role
-from llmfleet.scale.replay import step
+from llmfleet.scale.replay import acted, step
 from llmfleet.scale.signals import EngineReading, Observation, RouterReading
 from unit.scale.builders import TICK, Toy, capacities_of, fleet_of, spec_of, toy
 
@@ -73,6 +73,29 @@ def test_a_gap_in_its_own_looks_begins_a_new_window() -> None:
     bed.run(0.1, 6)
     bed.now += 600
     assert bed.run(0.1, 6).instances == 6
+
+
+def test_a_clock_that_was_set_back_begins_a_new_window_and_forgets_no_lesson() -> None:
+    bed = toy({"workBudget.coldStartSeconds": 60}, ready=4)
+    bed.run(1.0, 60)
+    before = bed.memories[Role.BOTH]
+    bed.now -= 3600
+    decision = bed.run(3.0, 2)
+    assert decision.reason is not Why.SIGNALS_STALE
+    after = bed.memories[Role.BOTH]
+    assert (after.ranked, after.learned) == (before.ranked, before.learned)
+    assert after.since == bed.now - TICK
+    assert bed.run(3.0, 10).instances > 4
+    bed.now -= 3600
+    assert bed.run(0.1, 6).instances >= 4
+
+
+def test_a_cooldown_is_over_in_its_own_time_though_the_clock_was_set_back() -> None:
+    bed = toy({"behavior": {"scaleUp": {"cooldownSeconds": 60}}}, ready=2)
+    bed.run(0.5, 4)
+    bed.memories = {Role.BOTH: acted(bed.memories[Role.BOTH], grew=True, shrank=False, now=bed.now)}
+    bed.now -= 3600
+    assert bed.run(5.0, 8).instances > 2
 
 
 def test_cooldowns_count_from_the_last_move() -> None:

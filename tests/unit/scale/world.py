@@ -46,6 +46,8 @@ class World:
         self.objects: dict[Where, dict[str, Any]] = {}
         self.applied: dict[Where, dict[str, Any]] = {}
         self.counters: dict[str, Counters] = {}
+        self.wrong = timedelta()
+        """By how much the clock of the autoscaler's machine was set."""
         self.load: Callable[[str], float] = lambda role: 0.0
         self.queued = 0.0
         self.silent: set[str] = set()
@@ -74,8 +76,12 @@ class World:
         api: Any = WorldApi(self)
         settings = AutoscalerSettings(identity=IDENTITY)
         self.controller = AutoscalerController(
-            api, caches, settings, lambda: self.now.timestamp(), self.metrics, self.source_of
+            api, caches, settings, self.wall, self.metrics, self.source_of, lambda: self.now.timestamp()
         )
+
+    def wall(self) -> float:
+        """What the machine's own clock says."""
+        return (self.now + self.wrong).timestamp()
 
     def source_of(self, spec: AutoscalerSpec, namespace: str) -> Any:
         return WorldSource(self)
@@ -246,7 +252,7 @@ class WorldSource:
         self.world = world
 
     def observe(self, targets: Targets) -> Observation:
-        world, at = self.world, self.world.now.timestamp()
+        world, at = self.world, self.world.wall()
         readings = [
             EngineReading(
                 instance=name,

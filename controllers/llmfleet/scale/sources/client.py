@@ -53,7 +53,7 @@ class Token:
 
     def read(self) -> str:
         """The token; `QueryError` says which Secret is at fault, and nothing of what is in it."""
-        if self._clock() - self._at > TOKEN_SECONDS:
+        if not 0 <= self._clock() - self._at <= TOKEN_SECONDS:
             ref = Ref(kind=SECRET, namespace=self._secret.namespace, name=self._secret.name)
             try:
                 data = self._api.get(ref).get("data") or {}
