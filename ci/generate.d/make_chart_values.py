@@ -35,6 +35,12 @@ DAYS: Schema = {"type": "string", "pattern": "^([0-9]+(ms|s|m|h|d))+$"}
 SHAPES: dict[str, Schema] = {
     "additionalLabels": STRINGS,
     "affinity": OBJECT,
+    "apiserverPorts": {
+        "type": "array",
+        "minItems": 1,
+        "uniqueItems": True,
+        "items": {"type": "integer", "minimum": 1, "maximum": 65535},
+    },
     "apiserverTo": OBJECTS,
     "alertLabels": STRINGS,
     "annotations": STRINGS,
@@ -73,7 +79,7 @@ SHAPES: dict[str, Schema] = {
     "topologySpreadConstraints": OBJECTS,
 }
 
-# What the type of a default does not say, by key.
+# What the type of a default does not say, by path or by key.
 RULES: dict[str, Schema] = {
     "digest": {"pattern": "^(sha256:[0-9a-f]{64})?$"},
     "for": DAYS,
@@ -95,6 +101,7 @@ RULES: dict[str, Schema] = {
     "pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
     "registry": {"pattern": f"^({DOTTED}(:[0-9]+)?(/[a-z0-9._/-]+)?)?$"},
     "release": {"pattern": f"^({DOTTED})?$", "maxLength": 53},
+    "rules.renderMode": {"enum": ["", "skipIfMissing", "failIfMissing", "alwaysRender"]},
     "renderMode": {"enum": ["skipIfMissing", "failIfMissing", "alwaysRender"]},
     "runbookBase": {"pattern": "^(https?://[^ ]+)?$"},
     "replicas": {"minimum": 1, "maximum": 1000},
@@ -220,7 +227,7 @@ def key_schema(value: Any, notes: Notes, path: tuple[str, ...]) -> Schema:
         return head | SHAPES[key]
     if isinstance(value, dict) and value:
         return head | object_schema(value, notes, path)
-    return head | {"type": TYPES[type(value)]} | RULES.get(key, {})
+    return head | {"type": TYPES[type(value)]} | RULES.get(".".join(path), RULES.get(key, {}))
 
 
 def add_models(schema: Schema, cluster: Mapping[str, Schema], scaling: Mapping[str, Schema]) -> None:

@@ -126,6 +126,15 @@ def test_without_default_deny_who_calls_out_is_not_asked() -> None:
     assert not may_connect(policies, pods["stranger"], pods["redis"], 6379)
 
 
+def test_an_apiserver_on_another_port_is_open_by_that_port_alone() -> None:
+    pods, _ = world()
+    policy = {**DENY, "egress": {"apiserverPorts": [16443]}}
+    policies = policies_of(render("dev", {part: {"networkPolicy": policy} for part in ("fleet", "controllers")}))
+    for name in ("router", "operator", "autoscaler", "uninstall"):
+        assert may_connect(policies, pods[name], pods["anywhere"], 16443), name
+        assert not any(may_connect(policies, pods[name], pods["anywhere"], port) for port in (443, 6443)), name
+
+
 def test_an_external_redis_is_open_by_its_port() -> None:
     redis = {"enabled": False, "external": {"url": "rediss://cache.example.com:6380/2"}}
     values = {"fleet": {"networkPolicy": DENY, "redis": redis}}

@@ -206,7 +206,22 @@ def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
         ),
         (nested("controllers.enabled", False), "write fleet.operator.release=NAME"),
         (nested("controllers.namespaceOverride", "system"), "write fleet.operator.namespace=system"),
-        (nested("monitoring.enabled", True), "podMonitor.renderMode=skipIfMissing and rules.renderMode=skipIfMissing"),
+        (nested("monitoring.enabled", True), "write podMonitor.renderMode=skipIfMissing (rules follow it"),
+        *[
+            (
+                nested(f"{chart}.networkPolicy", {"enabled": False, "defaultDeny": True}),
+                "nothing would be denied: write networkPolicy.enabled=true, or networkPolicy.defaultDeny=false",
+            )
+            for chart in ("fleet", "controllers")
+        ],
+        (
+            {"fleet": {"router": {"enabled": False}, "redis": {"enabled": False}, "tests": {"model": "big"}}},
+            'tests.model: no instance that the checks could ask serves "big": write one of tiny, or leave it empty',
+        ),
+        (
+            {"fleet": {"models": {"tiny": {"instances": 0}}, "tests": {"model": "tiny"}}},
+            'no instance that the checks could ask serves "tiny": write one of none, or leave it empty',
+        ),
     ],
 )
 def test_a_combination_that_cannot_work_is_refused(values: dict[str, Any], message: str) -> None:

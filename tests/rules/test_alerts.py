@@ -152,6 +152,7 @@ def test_an_alert_that_is_not_wanted_is_left_out() -> None:
     found = alerts({"alerts": {"LlmfleetHighGPUUtil": {"enabled": False}}})
     assert set(alerts()) - set(found) == {"LlmfleetHighGPUUtil"}
     assert alerts({"alerts": {name: {"enabled": False} for name in VALUES["alerts"]}}) == {}
+    assert set(alerts()) - set(alerts({"alerts": {"LlmfleetHighGPUUtil": None}})) == {"LlmfleetHighGPUUtil"}
 
 
 def test_no_rules_are_rendered_when_none_are_wanted() -> None:
@@ -159,12 +160,52 @@ def test_no_rules_are_rendered_when_none_are_wanted() -> None:
     assert {o["kind"] for o in objects} & {"PrometheusRule"} == set()
 
 
+@pytest.mark.parametrize(
+    ("monitor", "rules", "rendered"),
+    [
+        ("skipIfMissing", "", set()),
+        ("alwaysRender", "", {"PodMonitor", "PrometheusRule"}),
+        ("skipIfMissing", "alwaysRender", {"PrometheusRule"}),
+    ],
+)
+def test_rules_follow_the_monitors_where_the_cluster_knows_neither(
+    monitor: str, rules: str, rendered: set[str]
+) -> None:
+    values = {"podMonitor": {"renderMode": monitor}, "rules": {"renderMode": rules} if rules else {}}
+    objects = render(values=values, chart="llmfleet-monitoring")
+    assert {o["kind"] for o in objects} - {"ConfigMap"} == rendered
+
+
 def test_objectives_are_values() -> None:
     slo = {"availability": {"objective": 0.99}, "timeToFirstToken": {"objective": 0.9, "thresholdSeconds": 1}}
     found = {rule.get("alert") or rule["record"]: rule["expr"] for rule in rules({"slo": slo})}
     assert "14.4 * (1 - 0.99)" in found["LlmfleetErrorBudgetFastBurn"]
-    assert "14.4 * (1 - 0.9)" in found["LlmfleetTTFTBudgetFastBurn"]
+    assert "6 * (1 - 0.9)" in found["LlmfleetTTFTBudgetFastBurn"]
     assert 'le="1.0"' in found["namespace_model:llmfleet_router_slow_first_tokens:ratio_rate1h"]
+
+
+BURNS = [name for name in FILES if "Budget" in name and "Burn" in name]
+
+
+@pytest.mark.parametrize("objective", [0.01, 0.5, 0.9, 0.93, 0.95, 0.999])
+def test_every_burn_that_an_alert_waits_for_is_above_its_budget_and_can_be_reached(objective: float) -> None:
+    slo = {"availability": {"objective": objective}, "timeToFirstToken": {"objective": objective}}
+    found = alerts({"slo": slo})
+    assert len(BURNS) == 4
+    for name in BURNS:
+        limits = re.findall(r":ratio_rate\w+ > ([\d.]+ \* \(1 - [\d.]+\)|1 - [\d.]+|[\d.]+)", found[name]["expr"])
+        assert len(limits) == 4
+        shares = [eval(limit, {}) for limit in limits]
+        assert all(1 - objective - 1e-9 <= share < 1 for share in shares), (name, limits)
+
+
+def test_every_first_token_too_late_is_an_alert_for_an_objective_of_nine_tenths_too(tmp_path: Path) -> None:
+    name = "LlmfleetTTFTBudgetFastBurn"
+    rule = alerts({"slo": {"timeToFirstToken": {"objective": 0.9}}})[name]
+    assert "> 0.82\n" in rule["expr"]
+    for side in ("fires", "quiet"):
+        done = promtool("test", "rules", case_file(tmp_path, name, side, rule))
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_time_to_first_token_can_only_be_an_edge_of_the_routers_buckets() -> None:

@@ -24,16 +24,17 @@ def monitors() -> dict[str, dict[str, Any]]:
     return {o["metadata"]["name"].removeprefix("demo-"): o["spec"]["podMetricsEndpoints"][0] for o in objects}
 
 
-def scrape_text() -> str:
+def scrape_text(**monitor: Any) -> str:
     """What a Prometheus without an operator reads."""
-    return str(
-        find(render(values=PLAIN, chart="llmfleet-monitoring"), "ConfigMap", "demo-scrape")["data"]["scrape.yaml"]
-    )
+    values = {**PLAIN, "podMonitor": {"enabled": False, **monitor}}
+    objects = render(values=values, chart="llmfleet-monitoring")
+    return str(find(objects, "ConfigMap", "demo-scrape")["data"]["scrape.yaml"])
 
 
-def jobs() -> dict[str, dict[str, Any]]:
+def jobs(**monitor: Any) -> dict[str, dict[str, Any]]:
     """Scrape configurations by component."""
-    return {job["job_name"].removeprefix("llmfleet-"): job for job in yaml.safe_load(scrape_text())["scrape_configs"]}
+    found = yaml.safe_load(scrape_text(**monitor))["scrape_configs"]
+    return {job["job_name"].removeprefix("llmfleet-"): job for job in found}
 
 
 def snake(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -56,6 +57,35 @@ def test_a_plain_prometheus_gives_targets_the_labels_that_monitors_give() -> Non
         assert jobs()[component].get("metric_relabel_configs", []) == snake(monitor.get("metricRelabelings", []))
         labels = {one.get("target_label") for one in jobs()[component]["relabel_configs"]}
         assert {"namespace", "pod", "container", "component"} <= labels
+
+
+@pytest.mark.parametrize(
+    ("selector", "names_said"),
+    [
+        ({"any": True}, None),
+        ({"any": True, "matchNames": ["a"]}, None),
+        ({"any": False, "matchNames": ["a", "b"]}, {"names": ["a", "b"]}),
+        ({"any": False}, {"names": ["team-a"]}),
+    ],
+)
+def test_a_plain_prometheus_looks_into_the_namespaces_of_the_monitors(
+    selector: dict[str, Any], names_said: dict[str, Any] | None
+) -> None:
+    for job in jobs(namespaceSelector=selector).values():
+        assert [one.get("namespaces") for one in job["kubernetes_sd_configs"]] == [names_said]
+
+
+def test_a_plain_prometheus_has_the_relabelings_that_a_user_adds_to_the_monitors(tmp_path: Path) -> None:
+    ours = {"sourceLabels": ["__meta_kubernetes_pod_node_name"], "targetLabel": "node", "action": "Replace"}
+    samples = {"sourceLabels": ["__name__"], "regex": "go_.*", "action": "drop"}
+    added: dict[str, Any] = {"relabelings": [ours], "metricRelabelings": [samples]}
+    for job in jobs(**added).values():
+        assert job["relabel_configs"][-1] == {**snake([ours])[0], "action": "replace"}
+        assert job["metric_relabel_configs"][-1] == snake([samples])[0]
+    path = tmp_path / "prometheus.yml"
+    path.write_text(scrape_text(**added, namespaceSelector={"any": False, "matchNames": ["a"]}))
+    done = promtool("check", "config", path)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_plain_prometheus_keeps_the_pods_and_ports_of_the_monitors() -> None:

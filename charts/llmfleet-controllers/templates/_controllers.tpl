@@ -59,8 +59,9 @@ engines and the admin port of routers, in whatever namespace they are. Takes: th
     - {port: 53, protocol: UDP}
     - {port: 53, protocol: TCP}
 - ports:
-    - {port: 443, protocol: TCP}
-    - {port: 6443, protocol: TCP}
+    {{- range .Values.networkPolicy.egress.apiserverPorts }}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
   {{- with .Values.networkPolicy.egress.apiserverTo }}
   to:
     {{- toYaml . | nindent 4 }}

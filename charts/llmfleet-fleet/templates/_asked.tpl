@@ -63,6 +63,7 @@ may see some models only, so then no others are expected to be listed. Takes: th
 {{- end -}}
 {{- if .awake -}}{{- $awake = concat $awake .names -}}{{- end -}}
 {{- end -}}
+{{- /* An instance that somebody applied by hand; what cannot be meant is refused in validate.yaml. */ -}}
 {{- if and $wanted (empty $chosen) .Values.router.enabled -}}
 {{- $chosen = dict "model" $wanted "url" (include "llmfleet-fleet.url" .) -}}
 {{- end -}}

@@ -8,8 +8,9 @@
 {{- /* llmfleet-fleet.apiserver: an egress rule to the apiserver, which no label selects. Takes: the root. */}}
 {{- define "llmfleet-fleet.apiserver" -}}
 - ports:
-    - {port: 443, protocol: TCP}
-    - {port: 6443, protocol: TCP}
+    {{- range .Values.networkPolicy.egress.apiserverPorts }}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
   {{- with .Values.networkPolicy.egress.apiserverTo }}
   to:
     {{- toYaml . | nindent 4 }}

@@ -1,6 +1,6 @@
 {{- /*
-llmfleet-monitoring.ports: the port each component serves /metrics on. Pods and not Services are scraped: the router's
-admin port is in no Service, on purpose.
+llmfleet-monitoring.ports: the port each component serves /metrics on. Pods and not Services are scraped: each router
+counts for itself, and its admin port is in no Service but the headless one beside the clients'.
 */}}
 {{- define "llmfleet-monitoring.ports" -}}
 {router: admin, operator: metrics, autoscaler: metrics, engine: http}
@@ -30,7 +30,30 @@ Takes: component.
 {{- end }}
 {{- end }}
 
+{{- /*
+llmfleet-monitoring.prometheusSpelling: relabelings in a PodMonitor's shape as Prometheus itself spells them.
+Takes: a list of them.
+*/}}
+{{- define "llmfleet-monitoring.prometheusSpelling" -}}
+{{- $spelled := list -}}
+{{- range . -}}
+{{- $one := dict -}}
+{{- range $key, $value := . -}}{{- $_ := set $one (snakecase $key) $value -}}{{- end -}}
+{{- with $one.action }}{{- $_ := set $one "action" (lower .) -}}{{- end -}}
+{{- $spelled = append $spelled $one -}}
+{{- end -}}
+{{- toYaml $spelled -}}
+{{- end }}
+
+{{- /* llmfleet-monitoring.namespaces: what podMonitor.namespaceSelector means to a Prometheus without an operator; nothing: all. Takes: the root. */}}
+{{- define "llmfleet-monitoring.namespaces" -}}
+{{- $selector := .Values.podMonitor.namespaceSelector -}}
+{{- if not $selector.any -}}
+namespaces: {names: {{ $selector.matchNames | default (list (include "llmfleet.namespace" .)) | toJson }}}
+{{- end -}}
+{{- end }}
+
 {{- /* llmfleet-monitoring.missing: what to write where a Prometheus operator's kind is not known. Takes: kind. */}}
 {{- define "llmfleet-monitoring.missing" -}}
-the cluster has no {{ .kind }} kind: install a Prometheus operator first, or write podMonitor.renderMode=skipIfMissing and rules.renderMode=skipIfMissing; for a Prometheus without an operator write podMonitor.enabled=false, scrapeConfig.enabled=true and rules.kind=ConfigMap
+the cluster has no {{ .kind }} kind: install a Prometheus operator first, or write podMonitor.renderMode=skipIfMissing (rules follow it unless rules.renderMode says otherwise); for a Prometheus without an operator write podMonitor.enabled=false, scrapeConfig.enabled=true and rules.kind=ConfigMap
 {{- end }}

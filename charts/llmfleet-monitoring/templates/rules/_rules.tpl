@@ -14,13 +14,28 @@ has a use of its own for double braces. Takes: text, scope.
 {{- end }}
 
 {{- /*
-llmfleet-monitoring.alert: one alert with its values and where its runbook is; empty when it is off.
+llmfleet-monitoring.burn: the share of bad events at which an error budget burns at a rate. Beyond 1 no share can get,
+so with a large budget it stops four fifths of the way from the budget to 1. Takes: rate, objective.
+*/}}
+{{- define "llmfleet-monitoring.burn" -}}
+{{- $most := subf 1 (mulf 0.2 .objective) -}}
+{{- if lt $most (mulf .rate (subf 1 .objective)) -}}
+{{- $most -}}
+{{- else if eq (float64 .rate) 1.0 -}}
+1 - {{ .objective }}
+{{- else -}}
+{{ .rate }} * (1 - {{ .objective }})
+{{- end -}}
+{{- end }}
+
+{{- /*
+llmfleet-monitoring.alert: one alert with its values and where its runbook is; empty when it is off, or null.
 Takes: root, file (a path below rules/alerts).
 */}}
 {{- define "llmfleet-monitoring.alert" -}}
 {{- $name := base .file | trimSuffix ".yaml" -}}
-{{- $values := get .root.Values.alerts $name -}}
-{{- if $values.enabled -}}
+{{- $values := get (.root.Values.alerts | default dict) $name -}}
+{{- if and $values $values.enabled -}}
 {{- $rules := .root.Values.rules -}}
 {{- $scope := dict "alert" $values "slo" .root.Values.slo "Template" .root.Template -}}
 {{- $rule := include "llmfleet-monitoring.fill" (dict "text" (.root.Files.Get .file) "scope" $scope) | fromYaml -}}
