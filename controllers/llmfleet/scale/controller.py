@@ -150,13 +150,22 @@ class AutoscalerController:
         except SpecError as error:
             self._refuse(key, scaler, known, str(error))
             return REFUSED_AGAIN
-        first = elder(scaler, self._caches.scalers.list(key.namespace))
+        first = elder(scaler, self._caches.scalers.list(key.namespace), self._is_able)
         if first is not None:
             self._refuse(key, scaler, known, f"{SELECTOR}: {first['metadata']['name']} {RIVAL}")
             self._waiting.add(key)
             return REFUSED_AGAIN
         self._waiting.discard(key)
         return self._pass(key, scaler, spec, known)
+
+    def _is_able(self, scaler: Manifest) -> bool:
+        """Whether another autoscaler is this process' to act on, and its spec can be used."""
+        known = self._known.get(key_of(scaler))
+        try:
+            spec_of(scaler, known if known and known.uid == uid_of(scaler) else Known(uid=uid_of(scaler)))
+        except SpecError:
+            return False
+        return self._is_ours(scaler)
 
     def _is_ours(self, scaler: Manifest) -> bool:
         claimed = (scaler["metadata"].get("annotations") or {}).get(names.MANAGED_BY_ANNOTATION)

@@ -2,15 +2,19 @@
 
 In: the LLMClusterAutoscalers of a namespace. Out: who stands in whose way. Two that size one fleet would each take the
 other's instances for its own surplus, and create and delete without end. One that is paused, only says what it would
-do, or is leaving acts on nothing and disturbs nobody. It reads manifests as they are, also ones nobody can parse.
+do, is leaving, cannot be parsed, is another operator's or is itself held back acts on nothing and disturbs nobody. It
+reads manifests as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from llmfleet.kube.refs import Manifest, uid_of
+
+LONGEST: Final = 50
+"""Of a chain in which each holds the next one back; the first of a longer one is taken to act."""
 
 
 def selector_of(scaler: Manifest) -> Mapping[str, str]:
@@ -25,12 +29,30 @@ def counts(scaler: Manifest, labels: Mapping[str, str]) -> bool:
     return bool(selector) and selector.items() <= labels.items()
 
 
-def elder(scaler: Manifest, others: Iterable[Manifest]) -> Manifest | None:
-    """The oldest autoscaler that sizes the same instances and was there first."""
+def elder(
+    scaler: Manifest, others: Iterable[Manifest], able: Callable[[Manifest], bool] = lambda other: True
+) -> Manifest | None:
+    """The oldest autoscaler that sizes the same instances, was there first, and acts: `able` says who else can."""
     if not acts(scaler):
         return None
-    found = [other for other in others if acts(other) and age(other) < age(scaler) and meet(scaler, other)]
-    return min(found, key=age, default=None)
+    return before(scaler, [other for other in others if acts(other)], able, {}, LONGEST)
+
+
+def before(
+    scaler: Manifest,
+    acting: Sequence[Manifest],
+    able: Callable[[Manifest], bool],
+    held: dict[tuple[str, str], bool],
+    deep: int,
+) -> Manifest | None:
+    """Who is in the way of one; whoever is held back by an elder of its own is not."""
+    found = sorted((other for other in acting if age(other) < age(scaler) and meet(scaler, other)), key=age)
+    for other in found:
+        if age(other) not in held:
+            held[age(other)] = not able(other) or (deep > 0 and before(other, acting, able, held, deep - 1) is not None)
+        if not held[age(other)]:
+            return other
+    return None
 
 
 def acts(scaler: Manifest) -> bool:

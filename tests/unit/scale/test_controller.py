@@ -13,6 +13,7 @@ from pytest import MonkeyPatch
 
 from crds.crd_objects import FLEET, disaggregated, monolithic, shape
 from llmfleet.kube.refs import AUTOSCALER, LLMCLUSTER
+from llmfleet.scale.rivals import elder
 from unit.scale.builders import COEFFICIENTS
 from unit.scale.world import World, WorldCache
 
@@ -496,6 +497,69 @@ def test_the_younger_autoscaler_takes_over_as_soon_as_the_elder_no_longer_acts()
     world.drop(world.scaler("llama"))
     world.run(2)
     assert world.condition("ScalingActive", "second")["reason"] != "InvalidSpec"
+
+
+def labelled(name: str, selector: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, Any]:
+    made = scaled()
+    made["metadata"]["name"] = name
+    made["spec"]["scaleTargetRef"]["labelSelector"]["matchLabels"] = dict(selector)
+    made["spec"]["instanceTemplate"].update(namePrefix=f"{name}-", labels=dict(labels))
+    return made
+
+
+def test_one_that_is_held_back_holds_nobody_back_until_it_acts() -> None:
+    world = World()
+    for made in (
+        labelled("first", {"x": "1"}, {"x": "1"}),
+        labelled("second", {"y": "1"}, {"x": "1", "y": "1"}),
+        labelled("third", {"y": "1"}, {"y": "1", "z": "1"}),
+    ):
+        world.create(made)
+        world.run(1)
+    world.run(60)
+    assert "first is older" in world.condition("ScalingActive", "second")["message"]
+    assert world.condition("ScalingActive", "third")["status"] == "True"
+    assert world.names() == ["first-0", "first-1", "third-0", "third-1"]
+    world.drop(world.scaler("first"))
+    world.run(5)
+    assert "second is older" in world.condition("ScalingActive", "third")["message"]
+
+
+def test_an_elder_that_nobody_can_use_holds_nobody_back() -> None:
+    world = world_of()
+    world.create(labelled("second", FLEET, FLEET))
+    world.run(10)
+    assert world.condition("ScalingActive", "second")["reason"] == "InvalidSpec"
+    world.edit("llama", lambda spec: spec.update(minInstances="many"))
+    world.run(10)
+    assert world.condition("ScalingActive", "second")["status"] == "True"
+    world.edit("llama", lambda spec: spec.update(minInstances=2))
+    world.run(10)
+    assert "llama is older" in world.condition("ScalingActive", "second")["message"]
+
+
+def test_an_elder_of_another_operator_holds_nobody_back() -> None:
+    world = world_of()
+    world.scaler()["metadata"]["annotations"] = {"serving.ai/managed-by": "gone/gone"}
+    world.create(labelled("second", FLEET, FLEET))
+    world.run(10)
+    assert world.condition("ScalingActive", "second")["status"] == "True"
+
+
+def test_a_long_chain_of_autoscalers_is_looked_at_once_each() -> None:
+    def link(number: int) -> dict[str, Any]:
+        made = labelled(f"a{number}", {f"l{number}": "1"}, {f"l{n}": "1" for n in range(number - 2, number + 1)})
+        return {**made, "metadata": {"name": f"a{number}", "uid": f"{number:03}"}}
+
+    chain, asked = [link(number) for number in range(200)], list[str]()
+
+    def able(scaler: Mapping[str, Any]) -> bool:
+        asked.append(scaler["metadata"]["name"])
+        return True
+
+    found = elder(chain[-1], chain, able)
+    assert found is not None
+    assert len(asked) == len(set(asked)) <= 200
 
 
 def test_one_that_only_says_what_it_would_do_may_stand_beside_another() -> None:
