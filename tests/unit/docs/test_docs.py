@@ -106,6 +106,25 @@ def in_own_index(page: Path) -> bool:
     )
 
 
+# What a program says of a server that was not there when the page was written; prose may speak of it.
+AWAY = re.compile(r"connection refused|Errno 111|Max retries exceeded|NewConnectionError", re.IGNORECASE)
+
+
+def samples_of_nobody(text: str) -> list[str]:
+    """Lines of samples that show that nobody answered; prose is left out."""
+    return [line for _, block in FENCE.findall(text) for line in block.splitlines() if AWAY.search(line)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent == ROOT / "docs"], ids=lambda page: page.stem)
+def test_no_sample_was_recorded_while_nobody_listened(page: Path) -> None:
+    assert samples_of_nobody(page.read_text()) == []
+
+
+def test_a_sample_that_was_recorded_while_nobody_listened_is_found() -> None:
+    sample = "$ llmfleet top --url localhost:1\n! router: [Errno 111] Connection refused"
+    assert len(samples_of_nobody(f"`connection refused` is a network policy.\n```\n{sample}\n```\n")) == 1
+
+
 def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from charts.rendering import find, of_kind, render
+from charts.rendering import ROOT, find, of_kind, render
 from llmfleet.api.autoscaler import parse_autoscaler
 from llmfleet.api.parse import parse_spec
 from llmfleet.cli import main
@@ -96,6 +96,21 @@ def test_a_slice_for_each_of_three_models() -> None:
     assert found.exit_code == 0, found.output
     assert "slice     qwen2.5-0.5b: 1g.10gb" in found.output
     assert "one GPU   holds them all" in found.output
+
+
+@pytest.mark.parametrize(
+    ("context", "rate", "taken"),
+    [("8192", "1", "1g.20gb"), ("32768", "1", "3g.40gb"), ("8192", "4", "3g.40gb"), ("131072", "4", "3g.40gb")],
+)
+def test_a_longer_context_takes_the_next_slice_when_one_request_no_longer_fits(
+    context: str, rate: str, taken: str
+) -> None:
+    page = (ROOT / "docs/plan.md").read_text()
+    found = run(str(CONFIGS / "mistral-7b"), "--mig", "--max-model-len", context, "--rate", rate).output
+    assert f"slice     mistral-7b: {taken}\n" in found
+    if rate == "1":
+        assert f"`--max-model-len {context}`" in page
+        assert f"`{taken}`" in page
 
 
 def test_a_gpu_without_slices_says_so() -> None:
