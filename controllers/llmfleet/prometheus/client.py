@@ -75,7 +75,9 @@ class Prometheus:
             )
         except (http.client.HTTPException, OSError, ValueError) as error:
             self._metrics.scrapes.labels("prometheus", "failed").inc()
-            problem = f"Prometheus does not answer: {error}"[:300]
+            # The words of a server that speaks something else are in the error, and are for nobody.
+            said = "no HTTP" if isinstance(error, http.client.HTTPException) else str(error)
+            problem = f"Prometheus does not answer: {said}"[:300]
             return Observation(serving=targets.serving, routers_expected=targets.routers_expected, problem=problem)
 
     def _engines(self, targets: Targets, until: float) -> tuple[EngineReading, ...]:

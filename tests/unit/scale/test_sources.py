@@ -290,6 +290,18 @@ def test_what_another_server_says_is_repeated_to_nobody(serve: Callable[[Answer]
     assert "secret" not in problem
 
 
+@pytest.mark.parametrize("banner", [b"SSH-2.0-secret\r\n", b"HTTP/9.secret 200\r\n\r\n", b"-ERR secret\r\n"])
+def test_the_banner_of_another_kind_of_server_is_repeated_to_nobody(
+    serve: Callable[[Answer], int], banner: bytes
+) -> None:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.rfile.read(int(request.headers["Content-Length"]))
+        request.wfile.write(banner)
+
+    source = Prometheus(f"http://127.0.0.1:{serve(answer)}", lambda: 1000.0, AutoscalerMetrics())
+    assert source.observe(targets_of({"a": 1})).problem == "Prometheus does not answer: no HTTP"
+
+
 def test_an_error_of_a_query_is_said_in_prometheus_own_words(serve: Callable[[Answer], int]) -> None:
     answer = json.dumps({"status": "error", "errorType": "bad_data", "error": "parse error: unexpected end"})
     source = Prometheus(f"http://127.0.0.1:{serve(posted(answer, 400))}", lambda: 1000.0, AutoscalerMetrics())
