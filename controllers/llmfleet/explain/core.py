@@ -186,8 +186,13 @@ def figures_of(status: Mapping[str, Any], role: Role) -> Iterator[Figure]:
                 name=str(item.get("name", "")),
                 value=str(item.get("value", "")),
                 unit=str(item.get("unit", "")),
-                age=float(item.get("ageSeconds") or 0),
+                age=seconds(item.get("ageSeconds")),
             )
+
+
+def seconds(said: object) -> float:
+    """An age as it is written; one that is no number says nothing, and ends no explanation."""
+    return float(said) if isinstance(said, (int, float)) else 0.0
 
 
 def changes_of(

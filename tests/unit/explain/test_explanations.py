@@ -265,6 +265,13 @@ def test_an_instance_that_somebody_else_made_is_marked() -> None:
     assert "by-hand  both     Pending              0s  (not made by it: counted, never taken away)" in shown(found)
 
 
+def test_an_age_that_is_no_number_says_nothing() -> None:
+    figures = [{"name": "loadNow", "value": "2", "ageSeconds": "x"}]
+    status = {"decision": {"reason": "OnTarget"}, "observedMetrics": figures}
+    [figure] = explain({**monolithic(), "status": status}, [], [], NOW).fleets[0].figures
+    assert (figure.value, figure.age) == ("2", 0.0)
+
+
 def test_a_broken_time_is_no_time() -> None:
     found = explain(monolithic(), [], [{"reason": "X", "eventTime": "yesterday"}], NOW)
     assert found.past[0].at is None
