@@ -147,8 +147,7 @@ class Router:
 
     def adopted(self) -> None:
         """A document was adopted."""
-        held = [waiter for model in self.waits.unreached.values() for waiter in model.waiters]
-        for waiter in [w for w in (*self.waits.again, *held) if not self.serves(w.pool)]:
+        for waiter in [w for w in self.waits.without_engine() if not self.serves(w.pool)]:
             self.waits.leave(waiter, self.loop.time())
             waiter.expired(1)
         self.waits.reached()

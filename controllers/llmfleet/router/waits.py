@@ -146,6 +146,10 @@ class Waits:
             elif model is None:
                 held.before = held.pause = 0.0
 
+    def without_engine(self) -> list[Waiter]:
+        """List those who had an engine picked for them, and lost it or never reached it."""
+        return [*self.again, *(waiter for held in self.unreached.values() for waiter in held.waiters)]
+
     def enter_again(self, waiter: Waiter, now: float, until: float) -> None:
         """Let a request wait whose engine was lost; it had a slot, so there are no more of these than slots."""
         waiter.ticket = ticket = Waiting(key=waiter, enqueued_at=now, size=waiter.size)
@@ -221,8 +225,7 @@ class Waits:
 
     def expire(self, now: float) -> list[Waiter]:
         """Take out who waited as long as they may, and those whose model is gone."""
-        held = [waiter for model in self.unreached.values() for waiter in model.waiters]
-        expired = [w for w in (*self.again, *held) if w.ticket is not None and w.ticket.until <= now]
+        expired = [w for w in self.without_engine() if w.ticket is not None and w.ticket.until <= now]
         for waiter in expired:
             self.leave(waiter, now)
         for name in [n for n, model in self.unreached.items() if not model.waiters and now >= model.before]:

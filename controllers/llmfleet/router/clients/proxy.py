@@ -265,7 +265,7 @@ class Client(asyncio.Protocol):
                 )
                 return
         except Refusal as error:
-            self._refuse(error, keep_alive=self._may_stay(), dialect=route.dialect)
+            self._refuse(error, keep_alive=self.may_stay(), dialect=route.dialect)
             return
         keep_alive = reader.keep_alive and not self._ignored and not router.draining
         stats = router.metrics.model(pool.name)
@@ -290,7 +290,7 @@ class Client(asyncio.Protocol):
         try:
             tenant = self._who()
         except Refusal as error:
-            self._refuse(error, keep_alive=self._may_stay(), dialect=route.dialect)
+            self._refuse(error, keep_alive=self.may_stay(), dialect=route.dialect)
             return None
         session = router.affinity.session(reader.head) if router.affinity is not None else None
         version_10 = reader.version == b"HTTP/1.0"
@@ -311,9 +311,6 @@ class Client(asyncio.Protocol):
 
     def may_stay(self) -> bool:
         """Whether the connection may be used again after this answer."""
-        return self._may_stay()
-
-    def _may_stay(self) -> bool:
         return self._reader.keep_alive and not self._ignored and not self._router.draining
 
     def _answer_local(self, path: bytes) -> None:
@@ -321,7 +318,7 @@ class Client(asyncio.Protocol):
         router = self._router
         refusal = _not_allowed(self._reader.method, path)
         if refusal is not None:
-            self._refuse(refusal, keep_alive=self._may_stay())
+            self._refuse(refusal, keep_alive=self.may_stay())
         elif path.startswith(policy.REQUESTS_PREFIX):
             self._answer_about_job()
         elif path == b"/healthz":
@@ -334,7 +331,7 @@ class Client(asyncio.Protocol):
             try:
                 self._answer_models(path, self._who())
             except Refusal as error:
-                self._refuse(error, keep_alive=self._may_stay())
+                self._refuse(error, keep_alive=self.may_stay())
 
     def _answer_about_job(self) -> None:
         reader, jobs = self._reader, self._router.jobs
@@ -343,7 +340,7 @@ class Client(asyncio.Protocol):
                 raise policy.unknown_path()
             self._exchange = jobs.answer(self, reader.method, reader.target, reader.head, self._who().name)
         except Refusal as error:
-            self._refuse(error, keep_alive=self._may_stay())
+            self._refuse(error, keep_alive=self.may_stay())
 
     def _answer_models(self, path: bytes, tenant: Tenant) -> None:
         router = self._router
@@ -398,7 +395,7 @@ class Client(asyncio.Protocol):
         return not self.transport.is_closing() and self.transport.get_write_buffer_size() > 65536
 
     def _answer(self, status: int, body: bytes, extra: bytes = b"") -> None:
-        keep_alive = self._may_stay()
+        keep_alive = self.may_stay()
         self.write(http1.reply(status, body, request_id=next(self._router.ids), keep_alive=keep_alive, extra=extra))
         self.answered(keep_alive)
 
