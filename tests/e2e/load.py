@@ -21,6 +21,7 @@ import aiohttp
 
 COMPLETE, ERROR_EVENT, RESET, SILENT, STATUS = "complete", "error event", "reset", "silent", "status"
 REFUSED = "refused"
+NEVER_CONNECTED = aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError
 
 
 @dataclass(slots=True)
@@ -115,7 +116,7 @@ async def unary(session: aiohttp.ClientSession, url: str, model: str, tokens: in
 
 def how_it_broke(problem: Exception) -> str:
     """Tell a connection that never was from one that ended."""
-    return REFUSED if isinstance(problem, aiohttp.ClientConnectorError) else RESET
+    return REFUSED if isinstance(problem, NEVER_CONNECTED) else RESET
 
 
 @dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e.bed import ROOT, run
+from e2e.load import Outcome
 
 CLUSTER = ROOT / "ci/cluster/cluster"
 CONTROL_PLANE = ("kube-controller-manager", "kube-scheduler", "kube-apiserver", "etcd")
@@ -78,14 +80,32 @@ def processes_of(pod_uid: str, word: str) -> list[int]:
     return sorted(found)
 
 
-def kill_in(pod_uid: str, word: str) -> float:
-    """SIGKILL the process of a pod that was started with a word; nothing is finished, nothing is said.
+@dataclass(frozen=True, slots=True)
+class Death:
+    """When a process was killed and when it was dead, Unix time in seconds.
 
-    Returns the moment (Unix time, seconds): looking for the process takes longer than killing it.
+    In between the kernel still accepts connections for it, to reset them as it closes them.
     """
+
+    killed: float
+    dead: float
+
+    def cut(self, outcome: Outcome) -> bool:
+        """Whether a request was open, or began, while the process died."""
+        return outcome.begin <= self.dead and outcome.end >= self.killed
+
+
+def kill_in(pod_uid: str, word: str) -> Death:
+    """SIGKILL the process of a pod that was started with a word, and wait until it is dead; nothing is finished."""
     pids = processes_of(pod_uid, word)
     assert pids, f"no process of pod {pod_uid} was started with {word!r}"
-    for pid in pids:
+    handles = [os.pidfd_open(pid) for pid in pids]
+    killed = time.time()  # looking for the process takes longer than killing it
+    for handle in handles:
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return time.time()
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+    for handle in handles:
+        ended, _, _ = select.select([handle], [], [], 30)  # readable once it has closed its files
+        os.close(handle)
+        assert ended, f"a process of pod {pod_uid} outlived SIGKILL"
+    return Death(killed, time.time())

@@ -20,7 +20,7 @@ def test_a_killed_engine_costs_only_streams_that_had_begun_and_they_say_so(bed: 
             for number in range(KILLS):
                 time.sleep(4)
                 leader = bed.ranks(names[number % FLEET])[0]["metadata"]
-                moments.append(kill_in(leader["uid"], "serve"))
+                moments.append(kill_in(leader["uid"], "serve").killed)
                 for name in names:
                     eventually(lambda name=name: bed.is_ready(name), 90, lambda: bed.why("shot"))
         cut = load.failures()

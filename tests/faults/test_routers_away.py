@@ -50,16 +50,16 @@ def test_a_killed_router_costs_only_what_was_open_on_it(bed: Bed, figures: Figur
     with bed.fleet("killed", 2, engine_spec("killed")), open_loop(url, "killed", RATE, 20, reconnect=TWICE) as load:
         time.sleep(5)
         victim = bed.pods(ROUTERS)[0]["metadata"]
-        moment = kill_in(victim["uid"], "router")
+        death = kill_in(victim["uid"], "router")
         eventually(lambda: restarted(bed, victim["name"]), 60)
         time.sleep(10)
-    open_then = [one for one in load.failures() if one.begin <= moment]
-    later = [one for one in load.failures() if one.begin > moment]
+    open_then = [one for one in load.failures() if death.cut(one)]
+    otherwise = [one for one in load.failures() if not death.cut(one)]
     figures.count("requests around the kill of one of two routers", load.sent)
-    figures.count("of them open on it and cut, begun later and never connected", [len(open_then), len(later)])
+    figures.count("of them open on it and cut, begun later and never connected", [len(open_then), len(otherwise)])
     assert {one.kind for one in open_then} <= {RESET, REFUSED}, open_then[:3]
     # How long the Service still names the dead router is the cluster's affair; no engine saw any of these.
-    assert {one.kind for one in later} <= {REFUSED}, later[:3]
+    assert {one.kind for one in otherwise} <= {REFUSED}, (death, otherwise[:3])
 
 
 def restarted(bed: Bed, name: str) -> bool:
