@@ -162,9 +162,9 @@ class Bed:
         return {pod["spec"]["containers"][0]["image"] for pod in self.ranks(name)}
 
     def evict(self, pod: str) -> None:
-        """Evict through the eviction API, as a node drain does."""
+        """Evict through the eviction API, as a node drain does: again while the budget does not allow it yet."""
         body = client.V1Eviction(metadata=client.V1ObjectMeta(name=pod, namespace=self.namespace))
-        self.core.create_namespaced_pod_eviction(pod, self.namespace, body)
+        eventually(lambda: allowed(lambda: self.core.create_namespaced_pod_eviction(pod, self.namespace, body)), 120)
 
     def execute(self, pod: str, *command: str) -> str:
         """Run a command in a pod's first container."""
@@ -174,6 +174,10 @@ class Bed:
     def logs(self, pod: str, **options: Any) -> str:
         """Log of a pod's first container."""
         return self.core.read_namespaced_pod_log(pod, self.namespace, **options)
+
+    def said(self, name: str) -> set[tuple[str, str]]:
+        """What the events about one object say: pairs of action and reason."""
+        return {(event.get("action", ""), event["reason"]) for event in self.events(name)}
 
     def events(self, name: str) -> list[Manifest]:
         """Events about one object, oldest first."""
@@ -189,7 +193,7 @@ class Bed:
         return f"http://{service.spec.cluster_ip}:8080"
 
     @contextmanager
-    def fleet(self, name: str, count: int, spec: Mapping[str, Any], *, wait: float = 90) -> Iterator[list[str]]:
+    def fleet(self, name: str, count: int, spec: Mapping[str, Any], *, wait: float = 300) -> Iterator[list[str]]:
         """A fleet of this test's own: made, waited for, and gone afterwards."""
         names = [f"{name}-{ordinal}" for ordinal in range(count)]
         try:
@@ -201,7 +205,7 @@ class Bed:
         finally:
             for instance in self.instances(name):
                 self.delete(instance["metadata"]["name"])
-            eventually(lambda: not self.instances(name), 90, lambda: self.why(name))
+            eventually(lambda: not self.instances(name), 240, lambda: self.why(name))
 
     def why(self, fleet: str) -> str:
         """What stands in the way of a fleet, for the message of a failed wait."""
@@ -212,6 +216,28 @@ class Bed:
                 states = pod["status"].get("containerStatuses")
                 lines.append(json.dumps({"pod": pod["metadata"]["name"], "states": states}))
         return "\n".join(lines)
+
+
+def allowed(request: Callable[[], Any]) -> bool:
+    """Whether a request was taken now: 429 says that it may be later."""
+    try:
+        request()
+    except ApiException as problem:
+        if problem.status != 429:
+            raise
+        return False
+    return True
+
+
+def has_ready(instance: Manifest) -> bool:
+    """Whether an instance says that it serves."""
+    conditions = instance.get("status", {}).get("conditions", [])
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def stays(instance: Manifest) -> bool:
+    """Whether nobody asked an instance to go."""
+    return not instance["metadata"].get("deletionTimestamp")
 
 
 def eventually(check: Callable[[], Any], seconds: float, why: Callable[[], str] = lambda: "") -> Any:
@@ -227,7 +253,7 @@ def eventually(check: Callable[[], Any], seconds: float, why: Callable[[], str] 
 
 def engine_spec(model: str, **changes: Any) -> Manifest:
     """A group of two simulator pods that answers as `model`; a token takes 50 ms, whatever the load."""
-    lifecycle = {"startupTimeoutSeconds": 60, "drainTimeoutSeconds": 60, "restartBackoffSeconds": 1}
+    lifecycle = {"startupTimeoutSeconds": 180, "drainTimeoutSeconds": 60, "restartBackoffSeconds": 1}
     spec: Manifest = {
         "model": "tiny",
         "servedModelNames": [model],

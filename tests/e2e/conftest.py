@@ -55,12 +55,12 @@ def bed(cluster: Path, archives: dict[str, Path]) -> Iterator[Bed]:
     run([*helm, "upgrade", RELEASE, "charts/llmfleet", "--install", "--create-namespace", *values, "--wait"])
     found = Bed(cluster)
     yield found
-    run([*helm, "uninstall", RELEASE, "--wait", "--timeout", "3m"])
+    run([*helm, "uninstall", RELEASE, "--wait", "--timeout", "5m"])
     leftovers = json.loads(run([tool("kubectl"), f"--kubeconfig={cluster}", "get", "llmc", "-A", "-o", "json"]))[
         "items"
     ]
     assert not [item for item in leftovers if item["metadata"]["namespace"] == NAMESPACE]
-    run([tool("kubectl"), f"--kubeconfig={cluster}", "delete", "namespace", NAMESPACE, "--wait", "--timeout", "120s"])
+    run([tool("kubectl"), f"--kubeconfig={cluster}", "delete", "namespace", NAMESPACE, "--wait", "--timeout", "300s"])
 
 
 @pytest.fixture(scope="session")

@@ -134,6 +134,10 @@ class Load:
         """Everything that was not a complete answer."""
         return [outcome for outcome in self.outcomes if outcome.kind != COMPLETE]
 
+    def told(self) -> Counter[str]:
+        """What the requests without an answer were told: how often which status with which words."""
+        return Counter(f"{one.status} {one.detail}" for one in self.outcomes if one.kind == STATUS)
+
 
 def connector() -> aiohttp.ClientSession:
     """A session of new connections without a bound of its own, so that the client never queues."""

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from e2e.bed import Bed, eventually
+from e2e.bed import Bed, eventually, has_ready, stays
 from e2e.figures import Figures
 from e2e.load import COMPLETE, Load, connector, kept, stream, unary
 from e2e.test_autoscaler import upgrade
@@ -33,19 +33,17 @@ from e2e.test_autoscaler_fleets import (
     ROLES,
     ROUTER,
     STEPS,
-    Autoscaler,
     Watch,
     all_answered,
-    no_autoscaler,
-    serves,
-    stays,
+    count,
     watching,
     why,
 )
-
-__all__ = ["no_autoscaler"]
+from e2e.torment import Controller, at_rest
 
 SEED = 20263
+KILLS = 20
+LIVES = 40.0, 70.0  # seconds
 POINT_SECONDS = 10.0
 # Requests in each twelve minutes of that day, in hundredths of the most.
 DAY = [
@@ -102,7 +100,7 @@ class Victims(Watch):
                 self.judge(fleet, role, [item for item in items if item["spec"].get("role", "both") == role])
 
     def judge(self, fleet: str, role: str, items: list[dict[str, Any]]) -> None:
-        idle = {item["metadata"]["name"] for item in items if stays(item) and not serves(item)}
+        idle = {item["metadata"]["name"] for item in items if stays(item) and not has_ready(item)}
         for item in items:
             name, uid = item["metadata"]["name"], item["metadata"]["uid"]
             if not stays(item) and uid not in self.leaving:
@@ -110,7 +108,7 @@ class Victims(Watch):
                 self.actions[fleet] = self.actions.get(fleet, 0) + 1
                 # Both looks: one that was made a moment ago was not there to be chosen.
                 others = idle & self.idle.get((fleet, role), set())
-                if serves(item) and others:
+                if has_ready(item) and others:
                     self.wrong.append(f"{name} was sent away, and {sorted(others)} did not serve")
         self.idle[fleet, role] = idle
 
@@ -144,26 +142,23 @@ def a_day(url: str, model: str) -> Iterator[Load]:
         thread.join()
 
 
-@pytest.mark.usefixtures("day", "no_autoscaler")
+@pytest.mark.usefixtures("day")
 def test_a_day_in_twenty_minutes_with_twenty_killed_autoscalers_loses_nothing(
     bed: Bed, figures: Figures, tmp_path: Path
 ) -> None:
-    autoscaler = Autoscaler(bed, tmp_path / "autoscaler.log")
+    autoscaler = Controller(bed, "autoscaler", tmp_path / "autoscaler.log", "--interval=2")
     url = bed.router_url()
-    try:
-        autoscaler.start()
-        for fleet, ready in ((ALONE, 1), (ROLES, 2)):
-            eventually(
-                lambda fleet=fleet, ready=ready: sum(map(serves, bed.instances(fleet))) >= ready,
-                120,
-                lambda fleet=fleet: why(bed, fleet),
-            )
-        autoscaler.kill()
-        with watching(bed, Victims()) as watch, a_day(url, "alone") as alone, a_day(url, "roles") as roles:
-            autoscaler.torment(random.Random(SEED), 40.0, 70.0)
-        assert autoscaler.process.poll() is None, autoscaler.log.read_text()[-3000:]
-    finally:
-        autoscaler.kill()
+    with at_rest(bed, "autoscaler"):
+        try:
+            autoscaler.start()
+            for fleet, ready in ((ALONE, 1), (ROLES, 2)):
+                eventually(lambda f=fleet, ready=ready: count(bed, f) >= ready, 300, lambda f=fleet: why(bed, f))
+            autoscaler.kill()
+            with watching(bed, Victims()) as watch, a_day(url, "alone") as alone, a_day(url, "roles") as roles:
+                autoscaler.torment(random.Random(SEED), LIVES, KILLS)
+            assert autoscaler.runs(), autoscaler.last_words()
+        finally:
+            autoscaler.kill()
     for load in (alone, roles):
         assert all_answered(load), load.failures()[:5]
     assert (watch.broken, watch.wrong) == ([], [])

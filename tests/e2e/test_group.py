@@ -52,7 +52,8 @@ def pods_made(bed: Bed, instances: list[str]) -> Iterator[dict[str, list[str]]]:
 def kill_container(bed: Bed, instance: str, rank: int) -> None:
     """Kill the engine inside a rank: PID 1 of the container, so that the kubelet restarts it in place."""
     pod = bed.ranks(instance)[rank]["metadata"]["name"]
-    bed.execute(pod, "python3", "-c", "import os,signal,time; os.kill(1, signal.SIGTERM)")
+    with suppress(AssertionError):  # the kernel may end this very command together with its PID 1
+        bed.execute(pod, "python3", "-c", "import os,signal,time; os.kill(1, signal.SIGTERM)")
 
 
 def delete_pod(bed: Bed, instance: str, rank: int) -> None:
@@ -85,6 +86,7 @@ def test_a_lost_rank_restarts_exactly_its_group_exactly_once(bed: Bed, figures: 
     figures.samples("seconds from a lost rank to the group serving again", seconds)
     figures.count("ranks lost, group restarts counted", [ROUNDS * FLEET, total])
     figures.count("requests during the rank losses, by outcome", dict(load.kinds()))
+    figures.count("what those with a status were told", dict(load.told().most_common(10)))
 
 
 def one_round(bed: Bed, names: list[str], made: dict[str, list[str]], number: int) -> list[float]:
@@ -97,22 +99,26 @@ def one_round(bed: Bed, names: list[str], made: dict[str, list[str]], number: in
     back = []
     for name in names:
         uids, counted, _ = before[name]
-        eventually(lambda name=name, uids=uids: not uids & bed.uids(name), 60, lambda: bed.why("ranks"))
-        eventually(lambda name=name: bed.is_ready(name), 90, lambda: bed.why("ranks"))
+        eventually(lambda name=name, uids=uids: not uids & bed.uids(name), 240, lambda: bed.why("ranks"))
+        eventually(lambda name=name: bed.is_ready(name), 300, lambda: bed.why("ranks"))
         back.append(time.monotonic() - begin)
         assert restarts(bed, name) == counted + 1, (name, number, bed.why("ranks"))
     for name in names:
-        assert len(made[name]) - before[name][2] == 2, (name, number, made[name])
+        known = before[name][2]
+        eventually(lambda name=name, known=known: len(made[name]) >= known + 2, 60)  # the watch may lag
+        assert len(made[name]) == known + 2, (name, number, made[name])
         assert_met_only_its_own_group(bed, name)
     return back
 
 
 def assert_met_only_its_own_group(bed: Bed, name: str) -> None:
     """The leader that serves saw each follower join once, in the order gate, then rendezvous."""
+    for rank in (0, 1):  # a line takes its time from the container to the log
+        eventually(lambda rank=rank: "the group is complete" in bed.logs(f"{name}-{rank}"), 60)
+        log = bed.logs(f"{name}-{rank}")
+        assert log.count("the group is complete") == 1, log
     leader = bed.logs(f"{name}-0")
     assert leader.count("rank 1 joined") == 1, leader
-    assert leader.count("the group is complete") == 1, leader
-    assert bed.logs(f"{name}-1").count("the group is complete") == 1
 
 
 def assert_nothing_silent(load: Load) -> None:
@@ -130,8 +136,8 @@ def test_a_hung_group_is_found_and_made_anew(bed: Bed) -> None:
         program = f"import urllib.request as u; u.urlopen(u.Request('http://127.0.0.1:8009/fault', {hang!r}.encode()))"
         bed.execute(f"{name}-0", "python3", "-c", program)
         with open_loop(bed.router_url(), "hung", rate=1, tokens=20) as load:
-            eventually(lambda: not uids & bed.uids(name), 120, lambda: bed.why("hung"))
-        eventually(lambda: bed.is_ready(name), 90, lambda: bed.why("hung"))
+            eventually(lambda: not uids & bed.uids(name), 240, lambda: bed.why("hung"))
+        eventually(lambda: bed.is_ready(name), 300, lambda: bed.why("hung"))
         assert_nothing_silent(load)
 
 
@@ -143,13 +149,13 @@ def test_a_child_deleted_by_hand_comes_back(bed: Bed, child: str) -> None:
         if child == "services":
             uid = bed.core.read_namespaced_service(name, bed.namespace).metadata.uid
             bed.core.delete_namespaced_service(name, bed.namespace)
-            eventually(lambda: service_uid(bed, name) not in ("", uid), 30)
+            eventually(lambda: service_uid(bed, name) not in ("", uid), 120)
         else:
             apps = client.AppsV1Api(bed.api)
             uid = apps.read_namespaced_stateful_set(name, bed.namespace).metadata.uid
             apps.delete_namespaced_stateful_set(name, bed.namespace)
-            eventually(lambda: (found := bed.ranks(name)) and all(owner(pod) != uid for pod in found), 60)
-        eventually(lambda: bed.is_ready(name), 90, lambda: bed.why(f"healed-{child}"))
+            eventually(lambda: (found := bed.ranks(name)) and all(owner(pod) != uid for pod in found), 240)
+        eventually(lambda: bed.is_ready(name), 300, lambda: bed.why(f"healed-{child}"))
 
 
 def service_uid(bed: Bed, name: str) -> str:

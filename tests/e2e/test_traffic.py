@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import requests
 
@@ -17,7 +18,9 @@ AT_ONCE = 5
 def answered(url: str, model: str) -> bool:
     """Ask once for one token."""
     body = {"model": model, "prompt": "Hi", "max_tokens": 1}
-    return requests.post(f"{url}/v1/completions", json=body, timeout=10).status_code == 200
+    with suppress(requests.RequestException):
+        return requests.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 200
+    return False
 
 
 def test_every_instance_created_by_hand_takes_requests_once_it_is_ready(bed: Bed, figures: Figures) -> None:
@@ -30,16 +33,16 @@ def test_every_instance_created_by_hand_takes_requests_once_it_is_ready(bed: Bed
         waiting = set(names)
         begin = time.monotonic()
         while waiting:
-            assert time.monotonic() - begin < 120, bed.why(f"up-{batch}")
+            assert time.monotonic() - begin < 300, bed.why(f"up-{batch}")
             for name in [name for name in waiting if bed.is_ready(name)]:
                 ready = time.monotonic()
-                eventually(lambda name=name: answered(url, name), 30, lambda batch=batch: bed.why(f"up-{batch}"))
+                eventually(lambda name=name: answered(url, name), 60, lambda batch=batch: bed.why(f"up-{batch}"))
                 delays.append(time.monotonic() - ready)
                 waiting.remove(name)
             time.sleep(0.05)
         for name in names:
             bed.delete(name)
-        eventually(lambda batch=batch: not bed.instances(f"up-{batch}"), 90)
+        eventually(lambda batch=batch: not bed.instances(f"up-{batch}"), 240)
     assert len(delays) == SCALE_UPS
     figures.samples("seconds from Ready to the first routed answer", delays)
 
@@ -49,10 +52,9 @@ def test_deleting_an_instance_under_fifty_open_streams_loses_none(bed: Bed, figu
         uids = bed.uids(first)
         load = many_streams(bed.router_url(), "drained", 50, 160, lambda: bed.delete(first))
         assert load.kinds() == {COMPLETE: 50}, load.failures()[:3]
-        eventually(lambda: bed.instance(first) is None, 60, lambda: bed.why("drained"))
-        eventually(lambda: not uids & bed.uids(first), 60)
-        reasons = {event["reason"] for event in bed.events(first)}
-        assert "Draining" in reasons, reasons
+        eventually(lambda: bed.instance(first) is None, 240, lambda: bed.why("drained"))
+        eventually(lambda: not uids & bed.uids(first), 120)
+        eventually(lambda: "Draining" in {reason for _, reason in bed.said(first)}, 60)
     figures.count("streams open while their fleet lost an instance, of which lost", [50, 0])
 
 
@@ -61,21 +63,21 @@ def test_evicting_a_pod_lets_its_streams_end_first(bed: Bed) -> None:
         rank = bed.ranks(first)[1]["metadata"]["name"]
         load = many_streams(bed.router_url(), "evicted", 20, 120, lambda: bed.evict(rank))
         assert load.kinds() == {COMPLETE: 20}, load.failures()[:3]
-        eventually(lambda: bed.is_ready(first), 90, lambda: bed.why("evicted"))
+        eventually(lambda: bed.is_ready(first), 300, lambda: bed.why("evicted"))
 
 
 def test_an_aborted_stream_leaves_nothing_behind(bed: Bed) -> None:
     with bed.fleet("aborted", 1, engine_spec("aborted")) as (name,):
         body = {"model": "aborted", "stream": True, "max_tokens": 4000, "ignore_eos": True, "prompt": "Go on."}
-        with requests.post(f"{bed.router_url()}/v1/completions", json=body, stream=True, timeout=10) as answer:
+        with requests.post(f"{bed.router_url()}/v1/completions", json=body, stream=True, timeout=60) as answer:
             assert next(answer.iter_lines()).startswith(b"data: ")
         pod = bed.ranks(name)[0]["status"]["podIP"]
-        eventually(lambda: running(pod) == 0, 10)
+        eventually(lambda: running(pod) == 0, 60)
 
 
 def running(address: str) -> float:
     """What the engine says of its running requests."""
-    text = requests.get(f"http://{address}:8000/metrics", timeout=5).text
+    text = requests.get(f"http://{address}:8000/metrics", timeout=60).text
     return sum(
         float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith("vllm:num_requests_running")
     )
@@ -83,7 +85,7 @@ def running(address: str) -> float:
 
 def test_the_router_answers_in_the_documented_shape_for_an_unknown_model(bed: Bed) -> None:
     answer = requests.post(
-        f"{bed.router_url()}/v1/chat/completions", json={"model": "nobody", "messages": []}, timeout=10
+        f"{bed.router_url()}/v1/chat/completions", json={"model": "nobody", "messages": []}, timeout=60
     )
     assert answer.status_code == 404
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from e2e.bed import NEXT_SIM, SIM, Bed, engine_spec, eventually
+from e2e.bed import NEXT_SIM, SIM, Bed, engine_spec, eventually, has_ready
 from e2e.figures import Figures
 from e2e.load import COMPLETE, open_loop
 
@@ -15,13 +15,13 @@ BROKEN = "localhost/llmfleet/engine-sim:there-is-no-such-tag"
 
 
 @contextmanager
-def least_ready(bed: Bed, names: list[str]) -> Iterator[list[int]]:
-    """How many instances were Ready, sampled while the block runs."""
+def least_ready(bed: Bed, fleet: str) -> Iterator[list[int]]:
+    """How many instances were Ready, sampled while the block runs: each sample of one answer of the apiserver."""
     seen, stop = [], threading.Event()
 
     def sample() -> None:
         while not stop.wait(0.3):
-            seen.append(sum(bed.condition(name).get("status") == "True" for name in names))
+            seen.append(sum(map(has_ready, bed.instances(fleet))))
 
     thread = threading.Thread(target=sample)
     thread.start()
@@ -34,16 +34,16 @@ def least_ready(bed: Bed, names: list[str]) -> Iterator[list[int]]:
 
 def test_a_new_image_rolls_a_fleet_of_three_one_by_one_without_a_failed_request(bed: Bed, figures: Figures) -> None:
     with bed.fleet("rolled", 3, engine_spec("rolled")) as names:
-        with least_ready(bed, names) as seen, open_loop(bed.router_url(), "rolled", rate=8, tokens=40) as load:
+        with least_ready(bed, "rolled") as seen, open_loop(bed.router_url(), "rolled", rate=8, tokens=40) as load:
             time.sleep(2)
             begin = time.monotonic()
             for name in names:
                 bed.patch(name, {"image": NEXT_SIM})
             for name in names:
-                eventually(lambda name=name: bed.images(name) == {NEXT_SIM}, 180, lambda: bed.why("rolled"))
-                eventually(lambda name=name: bed.is_ready(name), 90, lambda: bed.why("rolled"))
+                eventually(lambda name=name: bed.images(name) == {NEXT_SIM}, 400, lambda: bed.why("rolled"))
+                eventually(lambda name=name: bed.is_ready(name), 300, lambda: bed.why("rolled"))
             took = time.monotonic() - begin
-        assert min(seen) >= 2, seen
+        assert len(seen) > 10 and min(seen) >= 2, seen
         assert load.kinds() == {COMPLETE: load.sent}, load.failures()[:3]
         assert load.sent > 50
     figures.count("requests during a roll of three instances, of which failed", [load.sent, len(load.failures())])
@@ -51,17 +51,17 @@ def test_a_new_image_rolls_a_fleet_of_three_one_by_one_without_a_failed_request(
 
 
 def test_an_image_that_cannot_start_halts_the_roll_and_the_fleet_serves_on(bed: Bed) -> None:
-    spec = engine_spec("halted", lifecycle={"startupTimeoutSeconds": 20})
+    spec = engine_spec("halted", lifecycle={"startupTimeoutSeconds": 45})
     with bed.fleet("halted", 3, spec) as names, open_loop(bed.router_url(), "halted", rate=4, tokens=20) as load:
         for name in names:
             bed.patch(name, {"image": BROKEN})
-        eventually(lambda: halted(bed, names), 120, lambda: bed.why("halted"))
-        eventually(lambda: all(bed.images(name) == {SIM} for name in names), 120, lambda: bed.why("halted"))
-        eventually(lambda: all(bed.condition(name).get("status") == "True" for name in names), 120)
+        eventually(lambda: halted(bed, names), 300, lambda: bed.why("halted"))
+        eventually(lambda: all(bed.images(name) == {SIM} for name in names), 300, lambda: bed.why("halted"))
+        eventually(lambda: all(map(has_ready, bed.instances("halted"))), 300, lambda: bed.why("halted"))
         assert_a_dead_pod_comes_back_on_the_old_image(bed, names)
         for name in names:
             bed.patch(name, {"image": SIM})
-        eventually(lambda: all(bed.is_ready(name) for name in names), 120, lambda: bed.why("halted"))
+        eventually(lambda: all(bed.is_ready(name) for name in names), 300, lambda: bed.why("halted"))
     assert load.kinds()["silent"] == 0
     statuses = [outcome for outcome in load.failures() if outcome.kind == "status"]
     assert not statuses, statuses[:3]
@@ -78,7 +78,7 @@ def assert_a_dead_pod_comes_back_on_the_old_image(bed: Bed, names: list[str]) ->
     for name in names:
         uids = bed.uids(name)
         bed.core.delete_namespaced_pod(f"{name}-1", bed.namespace, grace_period_seconds=0)
-        eventually(lambda name=name, uids=uids: not uids & bed.uids(name), 60, lambda: bed.why("halted"))
-        eventually(lambda name=name: len(bed.ranks(name)) == 2, 60)
-        assert bed.images(name) == {SIM}
-        eventually(lambda name=name: bed.condition(name).get("status") == "True", 90, lambda: bed.why("halted"))
+        eventually(lambda name=name, uids=uids: not uids & bed.uids(name), 240, lambda: bed.why("halted"))
+        eventually(lambda name=name: len(bed.ranks(name)) == 2, 240, lambda: bed.why("halted"))
+        assert bed.images(name) <= {SIM}  # a pod that is just being replaced names none
+        eventually(lambda name=name: bed.condition(name).get("status") == "True", 300, lambda: bed.why("halted"))

@@ -37,9 +37,9 @@ def bed(ground: Ground) -> Iterator[Bed]:
     values = ["--values", "values/dev.yaml", "--set", "fleet.models=null", "--set", "fleet.redis.enabled=false"]
     run([*helm, "upgrade", RELEASE, "charts/llmfleet", "--install", "--create-namespace", *values, "--wait"])
     yield Bed(ground.kubeconfig, NAMESPACE)
-    run([*helm, "uninstall", RELEASE, "--wait", "--timeout", "3m"])
+    run([*helm, "uninstall", RELEASE, "--wait", "--timeout", "5m"])
     kubectl = [tool("kubectl"), f"--kubeconfig={ground.kubeconfig}"]
-    run([*kubectl, "delete", "namespace", NAMESPACE, "--wait", "--timeout", "120s"])
+    run([*kubectl, "delete", "namespace", NAMESPACE, "--wait", "--timeout", "300s"])
 
 
 @pytest.fixture(scope="session")

@@ -59,8 +59,7 @@ class Ground:
     def without(self, *components: str) -> Iterator[None]:
         """Kill components; they are back when the block ends."""
         pids = {part["name"]: part["pid"] for part in self.status()["components"]}
-        for component in components:
-            os.kill(pids[component], signal.SIGKILL)
+        end_now([pids[component] for component in components])
         try:
             yield
         finally:
@@ -99,13 +98,18 @@ def kill_in(pod_uid: str, word: str) -> Death:
     """SIGKILL the process of a pod that was started with a word, and wait until it is dead; nothing is finished."""
     pids = processes_of(pod_uid, word)
     assert pids, f"no process of pod {pod_uid} was started with {word!r}"
+    return end_now(pids)
+
+
+def end_now(pids: Sequence[int]) -> Death:
+    """SIGKILL processes and wait until each has closed its files."""
     handles = [os.pidfd_open(pid) for pid in pids]
-    killed = time.time()  # looking for the process takes longer than killing it
+    killed = time.time()
     for handle in handles:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(handle, signal.SIGKILL)
-    for handle in handles:
-        ended, _, _ = select.select([handle], [], [], 30)  # readable once it has closed its files
+    for pid, handle in zip(pids, handles, strict=True):
+        ended, _, _ = select.select([handle], [], [], 60)
         os.close(handle)
-        assert ended, f"a process of pod {pod_uid} outlived SIGKILL"
+        assert ended, f"process {pid} outlived SIGKILL"
     return Death(killed, time.time())

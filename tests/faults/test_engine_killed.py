@@ -19,10 +19,12 @@ def test_a_killed_engine_costs_only_streams_that_had_begun_and_they_say_so(bed: 
         with open_loop(bed.router_url(), "shot", rate=20, tokens=40) as load:
             for number in range(KILLS):
                 time.sleep(4)
-                leader = bed.ranks(names[number % FLEET])[0]["metadata"]
+                shot = names[number % FLEET]
+                uids, leader = bed.uids(shot), bed.ranks(shot)[0]["metadata"]
                 moments.append(kill_in(leader["uid"], "serve").killed)
-                for name in names:
-                    eventually(lambda name=name: bed.is_ready(name), 90, lambda: bed.why("shot"))
+                # Ready stays true until somebody has seen it: the group made anew is the proof.
+                eventually(lambda shot=shot, uids=uids: not uids & bed.uids(shot), 240, lambda: bed.why("shot"))
+                eventually(lambda shot=shot: bed.is_ready(shot), 300, lambda: bed.why("shot"))
         cut = load.failures()
         figures.count("engines killed, requests, streams cut and told so", [KILLS, load.sent, len(cut)])
         figures.samples(

@@ -51,7 +51,7 @@ def test_a_killed_router_costs_only_what_was_open_on_it(bed: Bed, figures: Figur
         time.sleep(5)
         victim = bed.pods(ROUTERS)[0]["metadata"]
         death = kill_in(victim["uid"], "router")
-        eventually(lambda: restarted(bed, victim["name"]), 60)
+        eventually(lambda: restarted(bed, victim["name"]), 240)
         time.sleep(10)
     open_then = [one for one in load.failures() if death.cut(one)]
     otherwise = [one for one in load.failures() if not death.cut(one)]
