@@ -12,7 +12,6 @@ import ctypes
 import json
 import secrets
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,8 @@ from typing import IO, Any
 
 import requests
 import yaml
+
+from fakes.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 120.0
@@ -264,15 +265,6 @@ def stop(running: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         running.kill()
         running.wait()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on; held together, so that they differ."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def tail(log: Path) -> str:

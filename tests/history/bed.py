@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from fakes.ports import free_port
 from history.records import Fault, Rest, Try
 from llmfleet.api.document import Document, Endpoint, Model, render, with_generation
 
@@ -33,11 +33,6 @@ SETTINGS: dict[str, Any] = {
     "timeouts": {"firstEventSeconds": 3, "stallSeconds": 2, "connectSeconds": 2},
     "drain": {"settleSeconds": 5, "timeoutSeconds": 60},
 }
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 class Bed:

@@ -1,6 +1,5 @@
 """What is in the images, seen from inside: the image's user, a read-only root, nothing of this machine."""
 
-import socket
 import subprocess
 import time
 import urllib.request
@@ -10,6 +9,8 @@ import pytest
 from image_driver import Container
 from imagebuild import elf
 from imagebuild.tree import Kind
+
+from fakes.ports import free_port
 
 pytestmark = pytest.mark.images
 PYTHON_IMAGES = ("llmfleet", "sim", "vllm-cpu")
@@ -43,12 +44,6 @@ touch vllm/__init__.py vllm/entrypoints/__init__.py vllm/entrypoints/cli/__init_
 echo "$1" > vllm/entrypoints/cli/main.py
 vllm serve
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize(

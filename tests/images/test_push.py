@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ import pytest
 from image_driver import REPOSITORY, Built
 from imagebuild import archive, credentials, oci, registry, store, tree
 from registries import HTPASSWD, Faults, real_registry, registry_program, small_registry
+
+from fakes.ports import free_port
 
 pytestmark = pytest.mark.images
 LOGIN = {"LLMFLEET_REGISTRY_USERNAME": "ci", "LLMFLEET_REGISTRY_PASSWORD": "s3cret"}
@@ -26,9 +27,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture

@@ -19,15 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from fakes.ports import free_port
+
 CONTROLLERS = Path(__file__).resolve().parents[2] / "controllers"
 SMALL = ("--max-model-len", "1024", "--max-num-seqs", "8", "--sim-load-seconds", "0", "--sim-teardown-scale", "0.1")
-
-
-def free_port() -> int:
-    """Find a port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

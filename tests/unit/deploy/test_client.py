@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from fakes.ports import free_port
 from llmfleet.deploy import client
 from llmfleet.deploy.client import EngineLook, Prober, sum_figures
 from llmfleet.deploy.records import Figures
@@ -134,9 +135,7 @@ def test_looks_from_before_are_forgotten_on_demand(prober: Prober, site: Site, w
 
 
 def test_a_refused_connection_is_an_engine_that_does_not_serve(prober: Prober, woken: list[Key]) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     prober.engine(KEY, "u", "127.0.0.1", port)
     wait_for(lambda: woken)
     assert prober.engine(KEY, "u", "127.0.0.1", port) == EngineLook(serving=False)

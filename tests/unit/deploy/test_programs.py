@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -15,15 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from fakes.ports import free_port
 from llmfleet.deploy import programs
 
 PATIENCE = 20.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(reached: Callable[[], object], what: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from fakes.ports import free_port
 from llmfleet.helmtest.main import command
 
 MODELS = json.dumps({"object": "list", "data": [{"id": "tiny"}, {"id": "sql"}]})
@@ -76,12 +77,6 @@ def serve() -> Iterator[Serve]:
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(command, arguments)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_listed_model_passes(serve: Serve) -> None:
