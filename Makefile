@@ -63,7 +63,7 @@ lock: setup ## Rewrite the hash-locked requirement files from pyproject.toml
 	@.venv/bin/uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --quiet \
 	    --no-emit-index-url --no-emit-find-links -o requirements/runtime.txt pyproject.toml
 	@.venv/bin/uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --quiet \
-	    --no-emit-index-url --no-emit-find-links --group test --group lint --group build \
+	    --no-emit-index-url --no-emit-find-links --extra fast --group test --group lint --group build \
 	    -c requirements/runtime.txt -o requirements/dev.txt pyproject.toml
 	@echo uv | .venv/bin/uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --no-annotate \
 	    --quiet --no-emit-index-url -c requirements/dev.txt -o requirements/uv.txt -
@@ -102,3 +102,7 @@ cluster-down: ## End the local cluster; nothing of it stays
 .PHONY: history
 history: setup ## 100,000 requests with killed and frozen engines, routers and Redis, checked against the invariants (10 min)
 	@cd tests && ../.venv/bin/python -m history
+
+.PHONY: package
+package: setup ## Put a release together in build/package: charts, images, wheel, SBOMs, checksums
+	@ci/package
