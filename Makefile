@@ -106,3 +106,7 @@ history: setup ## 100,000 requests with killed and frozen engines, routers and R
 .PHONY: package
 package: setup ## Put a release together in build/package: charts, images, wheel, SBOMs, checksums
 	@ci/package
+
+.PHONY: faults-long
+faults-long: setup ## Hours of faults on a cluster of its own: power, partitions, freezes, apiserver, disks, keys, soak (ARGS="--list")
+	@cd tests && ../.venv/bin/python -m faults_long $(ARGS)

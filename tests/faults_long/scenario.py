@@ -85,6 +85,6 @@ def run(scenario: Scenario, world: World, seed: int, say: Callable[[str], None])
 
 def versions(world: World) -> str:
     """What was tested, on what."""
-    commit = ["git", "rev-parse", "--short", "HEAD"]
+    commit = ["git", "describe", "--always", "--dirty=+", "--abbrev=7"]
     made = subprocess.run(commit, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     return f"commit {made}, Kubernetes {world.kubernetes}, Linux {platform.release()}, {os.cpu_count()} cores"
