@@ -340,7 +340,7 @@ def scripted_apiserver() -> Iterator[ScriptedApiserver]:
         server.stop()
 
 
-def eventually(check: Callable[[], Any], *, seconds: float = 10.0) -> Any:
+def eventually(check: Callable[[], Any], *, seconds: float = 60.0) -> Any:
     """Wait until `check` is true; a test that waits in vain fails here."""
     deadline = time.monotonic() + seconds
     while not (found := check()):

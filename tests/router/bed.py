@@ -255,7 +255,7 @@ class Raw:
     async def closed(self) -> bool:
         """Whether the router closes the connection, now or soon."""
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while await self.reader.read(65536):
                     pass
         except (TimeoutError, ConnectionResetError) as error:

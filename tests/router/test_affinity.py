@@ -296,7 +296,7 @@ async def test_a_session_stays_with_its_engine_whatever_it_says():
 
 @scenario
 async def test_one_prefix_in_demand_is_spread_by_load():
-    async with Bed(ok(delay=0.3), ok(delay=0.3), ok(delay=0.3), slots=10) as bed:
+    async with Bed(ok(delay=1), ok(delay=1), ok(delay=1), slots=10) as bed:
         clients = [await bed.client() for _ in range(24)]
         for client in clients:
             await client.send(CHAT)

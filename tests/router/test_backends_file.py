@@ -45,7 +45,7 @@ async def test_twenty_replacements_under_load_lose_nothing():
 
 @scenario
 async def test_a_draining_engine_finishes_its_streams_and_gets_nothing_new():
-    async with Bed(ok(3, gap=0.15), ok()) as bed:
+    async with Bed(ok(3, gap=0.5), ok()) as bed:
         client = await bed.client()
         await client.send(STREAM)
         await client.head()
@@ -71,7 +71,7 @@ async def drain_chunks(client) -> list[bytes]:
 
 @scenario
 async def test_an_engine_that_left_the_file_stays_counted_until_its_last_stream_is_over():
-    async with Bed(ok(3, gap=0.15), ok()) as bed:
+    async with Bed(ok(3, gap=0.5), ok()) as bed:
         client = await bed.client()
         await client.send(STREAM)
         await client.head()
@@ -173,7 +173,7 @@ async def test_the_same_bytes_in_a_new_file_are_read_again_without_effect():
 
 @scenario
 async def test_idle_connections_to_an_engine_are_closed_before_the_engine_would_and_when_it_leaves():
-    settings = {"timeouts": {"upstreamIdleSeconds": 0.3}, "affinity": {"enabled": False}}
+    settings = {"timeouts": {"upstreamIdleSeconds": 1}, "affinity": {"enabled": False}}
     async with Bed(ok(), ok(), settings=settings) as bed:
         for _ in range(4):
             await bed.ask()

@@ -198,7 +198,7 @@ async def test_the_parts_of_the_time_to_first_token_add_up_to_it():
 
 @scenario
 async def test_engines_that_do_both_serve_what_pairs_have_no_room_for():
-    async with Split(slots=1, p0=offering(), d0=ok(delay=0.3), b0=ok()) as bed:
+    async with Split(slots=1, p0=offering(), d0=ok(delay=0.8), b0=ok()) as bed:
         first, second = await asyncio.gather(bed.ask(CHAT), bed.ask(CHAT))
         assert (first.status, second.status) == (200, 200)
         assert [len(bed.asked(n)) for n in bed.names] == [1, 1, 1]
@@ -209,7 +209,7 @@ async def test_engines_that_do_both_serve_what_pairs_have_no_room_for():
 
 @scenario
 async def test_a_prompt_is_not_computed_before_there_is_a_slot_to_decode_it():
-    async with Split(p0=offering(), d0=ok(delay=0.5)) as bed:
+    async with Split(p0=offering(), d0=ok(delay=1.2)) as bed:
         generation = bed.publish(d0={"slots": 1})
         await bed.adopted(generation)
         busy = await bed.client()
@@ -225,7 +225,7 @@ async def test_a_prompt_is_not_computed_before_there_is_a_slot_to_decode_it():
 
 @scenario
 async def test_the_slot_is_held_while_the_prompt_is_computed():
-    async with Split(p0=offering(delay=0.4), d0=ok()) as bed:
+    async with Split(p0=offering(delay=1), d0=ok()) as bed:
         client = await bed.client()
         await client.send(CHAT)
         await bed.until(lambda: len(bed.asked("p0")) == 1)
@@ -249,7 +249,7 @@ async def test_headroom_is_given_back_at_the_first_event_and_the_slot_at_the_end
 
 @scenario
 async def test_who_waits_for_a_decode_slot_starts_in_order_when_there_is_one():
-    async with Split(slots=1, p0=offering(), d0=ok(delay=0.1)) as bed:
+    async with Split(slots=1, p0=offering(), d0=ok(delay=0.4)) as bed:
         clients = [await bed.client() for _ in range(4)]
         for number, client in enumerate(clients):
             await client.send(CHAT | {"seed": number})
@@ -264,7 +264,7 @@ async def test_who_waits_for_a_decode_slot_starts_in_order_when_there_is_one():
 @scenario
 async def test_headroom_that_a_first_event_gives_back_starts_the_next_first_leg():
     settings = {"maxPrefillsInFlightPerDecode": 1}
-    async with Split(settings, p0=offering(delay=0.1), d0=ok(tokens=20, gap=0.05)) as bed:
+    async with Split(settings, p0=offering(delay=0.5), d0=ok(tokens=20, gap=0.1)) as bed:
         one, two = await bed.client(), await bed.client()
         await one.send(STREAM)
         await bed.until(lambda: len(bed.asked("p0")) == 1)
@@ -424,12 +424,12 @@ async def test_a_kept_connection_that_the_prefill_engine_closed_costs_nothing():
 
 @scenario
 async def test_a_prefill_engine_that_fails_again_and_again_is_set_aside_and_tried_again_later():
-    settings = {"breakerFailures": 2, "breakerSeconds": 0.5}
+    settings = {"breakerFailures": 2, "breakerSeconds": 2}
     async with Split(settings, p0=status(500), d0=ok()) as bed:
         assert [(await bed.ask()).status for _ in range(6)] == [200] * 6
         assert len(bed.asked("p0")) == 2
         bed.engines[0].behave = offering()
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(2.2)
         assert [(await bed.ask()).status for _ in range(3)] == [200] * 3
         assert len(bed.asked("p0")) == 5
         assert bed.counter("ways") == {"split": 5, "fallback": 6}
@@ -588,7 +588,7 @@ async def test_engines_of_another_revision_are_never_given_a_handoff():
 
 @scenario
 async def test_a_draining_prefill_engine_keeps_its_word_and_gets_no_new_leg():
-    async with Split(p0=offering(delay=0.3), d0=ok()) as bed:
+    async with Split(p0=offering(delay=1), d0=ok()) as bed:
         client = await bed.client()
         await client.send(STREAM)
         await bed.until(lambda: len(bed.asked("p0")) == 1)
@@ -694,7 +694,7 @@ async def test_one_deadline_covers_all_legs():
 
 @scenario
 async def test_the_fleet_view_names_both_roles_and_counts_each_request_once():
-    async with Split(p0=offering(delay=0.4), d0=ok()) as bed:
+    async with Split(p0=offering(delay=1), d0=ok()) as bed:
         client = await bed.client()
         await client.send(CHAT)
         await bed.until(lambda: len(bed.asked("p0")) == 1)
@@ -719,7 +719,7 @@ async def test_a_body_nested_too_deeply_for_a_first_leg_is_refused_at_once():
 
 @scenario
 async def test_a_body_nested_too_deeply_that_waited_harms_nobody_else():
-    async with Split(slots=1, p0=offering(), d0=ok(delay=0.3)) as bed:
+    async with Split(slots=1, p0=offering(), d0=ok(delay=0.8)) as bed:
         first, second = await bed.client(), await bed.client()
         await first.send()
         await bed.until(lambda: bed.in_flight() >= 1)
@@ -746,10 +746,10 @@ async def test_who_waited_before_its_model_was_split_is_answered_and_holds_nobod
 @scenario
 async def test_a_first_leg_that_is_sent_again_on_its_engine_keeps_its_slot():
     async def close_late(connection, request):
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.6)
         connection.cut()
 
-    async with Split(slots=1, p0=offering(delay=0.2), d0=ok(), d1=ok()) as bed:
+    async with Split(slots=1, p0=offering(delay=0.3), d0=ok(), d1=ok()) as bed:
         await bed.ask()  # leaves a connection behind, which may be stale
         bed.engines[0].script.append(close_late)
         first, second = await bed.client(), await bed.client()

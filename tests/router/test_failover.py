@@ -132,7 +132,7 @@ async def test_the_head_is_held_until_the_first_event_and_one_deadline_covers_bo
 
 @scenario
 async def test_a_full_fleet_refuses_with_retry_after_and_recovers():
-    async with Bed(ok(delay=0.5), slots=1, settings={"queue": {"overflow": "reject"}}) as bed:
+    async with Bed(ok(delay=1.2), slots=1, settings={"queue": {"overflow": "reject"}}) as bed:
         client = await bed.client()
         await client.send()
         await bed.until(lambda: bed.in_flight() == 1)
@@ -149,7 +149,7 @@ async def test_a_full_fleet_refuses_with_retry_after_and_recovers():
 
 @scenario
 async def test_a_retry_respects_the_slots_of_the_second_engine():
-    async with Bed(status(500), ok(delay=0.3), slots=1) as bed:
+    async with Bed(status(500), ok(delay=1), slots=1) as bed:
         busy = await bed.client()
         bed.publish(e0=None)
         await bed.until(lambda: len(bed.router.fleet.models["m"].candidates) == 1)

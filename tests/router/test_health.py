@@ -97,7 +97,7 @@ def test_looks_deceive_when_fewer_than_the_share_look_good():
 
 @scenario
 async def test_an_engine_that_fails_in_a_row_gets_nothing_more_for_a_while_and_then_something_again():
-    rules = {"health": {"ejectionSeconds": 0.5, "consecutiveFailures": 3}}
+    rules = {"health": {"ejectionSeconds": 2, "consecutiveFailures": 3}}
     async with Bed(status(500), ok(), ok(), settings=rules) as bed:
         for _ in range(30):
             assert (await bed.ask()).status == 200
@@ -183,7 +183,7 @@ async def test_an_engine_too_busy_for_its_check_that_sends_tokens_is_alive():
 
 @scenario
 async def test_when_most_engines_look_bad_they_are_used_after_the_good_ones():
-    async with Bed(ok(delay=0.3), ok(delay=0.3), ok(delay=0.3), settings={"health": QUICK}, slots=2) as bed:
+    async with Bed(ok(delay=0.8), ok(delay=0.8), ok(delay=0.8), settings={"health": QUICK}, slots=2) as bed:
         for engine in bed.engines[:2]:
             engine.health = 503
         pool = bed.router.fleet.models["m"]

@@ -108,12 +108,12 @@ async def test_a_client_that_does_not_read_stops_the_engine_and_is_closed_in_the
 async def test_a_slow_reader_gets_everything_and_is_not_taken_for_a_stalled_engine():
     big = [chat_event("z" * 50_000) for _ in range(60)]
     whole = [*big, chat_event(None, finish="stop"), b"data: [DONE]\n\n"]
-    settings = {"timeouts": {"stallSeconds": 0.3, "clientStallSeconds": 30}}
+    settings = {"timeouts": {"stallSeconds": 1.5, "clientStallSeconds": 30}}
     async with Bed(events(*whole), settings=settings) as bed:
         client = await bed.client()
         client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         await client.send(STREAM)
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(2.5)
         answer = await client.answer()
         assert (answer.ended, answer.body) == ("whole", b"".join(whole))
 

@@ -23,7 +23,7 @@ def queue(**changes):
 
 @scenario
 async def test_a_request_without_a_slot_waits_for_one_and_is_told_how_long():
-    async with Bed(ok(delay=0.3), slots=1) as bed:
+    async with Bed(ok(delay=0.8), slots=1) as bed:
         clients = [await bed.client() for _ in range(3)]
         for client in clients:
             await client.send()
@@ -42,7 +42,7 @@ async def test_a_request_without_a_slot_waits_for_one_and_is_told_how_long():
 
 @scenario
 async def test_nobody_passes_those_who_wait():
-    async with Bed(ok(delay=0.2), slots=1) as bed:
+    async with Bed(ok(delay=0.5), slots=1) as bed:
         clients = [await bed.client() for _ in range(4)]
         for number, client in enumerate(clients):
             await client.send(CHAT | {"seed": number})
@@ -186,7 +186,7 @@ async def test_a_new_engine_takes_those_who_wait():
 
 @scenario
 async def test_a_request_of_a_lost_engine_waits_for_a_slot_of_another_and_holds_nobody_up():
-    async with Bed(drop(), ok(delay=0.6), slots=1) as bed:
+    async with Bed(drop(), ok(delay=1.5), slots=1) as bed:
         await bed.adopted(bed.publish(e0=None))
         busy, lost = await bed.client(), await bed.client()
         await busy.send()
@@ -281,7 +281,7 @@ async def test_after_a_comment_every_failure_is_an_error_event(behaviour):
 
 @scenario
 async def test_a_wake_that_takes_too_long_ends_a_stream_by_an_error_event_and_a_unary_request_by_a_503():
-    rules = queue(commentSeconds=0.1, wakeTimeoutSeconds=0.8, unaryHoldSeconds=0.3)
+    rules = queue(commentSeconds=0.1, wakeTimeoutSeconds=2, unaryHoldSeconds=0.3)
     async with Bed(ok(), settings=rules) as bed:
         await bed.adopted(publish_state(bed, ModelState.ASLEEP))
         stream = await bed.ask(STREAM)
@@ -314,7 +314,7 @@ async def test_those_who_wait_for_a_model_that_is_removed_are_told():
 @scenario
 async def test_on_shutdown_those_who_wait_are_served_first():
     rules = {"drain": {"settleSeconds": 0, "timeoutSeconds": 20}}
-    async with Bed(ok(delay=0.3), slots=1, settings=rules) as bed:
+    async with Bed(ok(delay=0.8), slots=1, settings=rules) as bed:
         clients = [await bed.client() for _ in range(3)]
         for client in clients:
             await client.send()
@@ -428,10 +428,10 @@ def test_who_left_after_its_time_was_up_is_not_told_so():
 @scenario
 async def test_a_request_that_is_sent_again_on_its_engine_keeps_its_slot():
     async def close_late(connection, request):
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.6)
         connection.cut()
 
-    async with Bed(ok(delay=0.1), slots=1) as bed:
+    async with Bed(ok(delay=0.3), slots=1) as bed:
         await bed.ask()  # leaves a connection behind, which may be stale
         bed.engines[0].script.append(close_late)
         first, second = await bed.client(), await bed.client()
@@ -453,7 +453,7 @@ async def test_a_request_that_cannot_be_sent_after_its_wait_harms_nobody_else(mo
         send(exchange, backend)
 
     monkeypatch.setattr(Exchange, "_dispatch", fail_for_one)
-    async with Bed(ok(delay=0.3), slots=1) as bed:
+    async with Bed(ok(delay=0.8), slots=1) as bed:
         clients = [await bed.client() for _ in range(3)]
         for number, client in enumerate(clients):
             await client.send(CHAT | ({"user": "poison"} if number == 1 else {}))

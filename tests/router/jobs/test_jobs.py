@@ -419,7 +419,7 @@ async def test_a_frozen_redis_costs_a_request_its_timeout_once_and_the_rest_noth
 
 @scenario
 async def test_a_job_that_runs_while_redis_is_away_is_stored_when_it_is_back(redis_server):
-    async with JobBed(redis_server, ok(delay=0.5)) as bed:
+    async with JobBed(redis_server, ok(delay=1.5)) as bed:
         path = await bed.put()
         await bed.becomes(path, "running")
         await bed.until(lambda: bed.engines[0].active == 1)
@@ -517,7 +517,7 @@ async def test_a_client_that_leaves_while_its_job_is_stored_takes_it_back(redis_
 
         async def slow(*args: Any, **kwargs: Any) -> Any:
             result = await admit(*args, **kwargs)
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(1.5)
             return result
 
         bed.jobs.store.admit = slow
