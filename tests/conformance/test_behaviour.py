@@ -12,11 +12,13 @@ from sim.engine import Process, read_all, until_silent, wait_for
 OPTIONS = (
     *("--api-key", "sekret", "--max-num-queued-reqs", "2", "--max-num-seqs", "1", "--fingerprint-mode", "none"),
     *("--enable-request-id-headers", "--enable-prompt-tokens-details", "--enable-server-load-tracking"),
-    *("--scheduling-policy", "priority", "--sse-keep-alive-interval", "1", "--shutdown-timeout", "20"),
+    *("--scheduling-policy", "priority", "--sse-keep-alive-interval", "1", "--shutdown-timeout", "180"),
     *("--served-model-name", "tiny", "alias"),
 )
 # An engine that is told to end has sent its last byte a second later, on a busy machine some seconds later.
 QUIET_SECONDS = 30
+# Going away takes real vLLM up to 12 s on an idle machine.
+AWAY_SECONDS = 300
 KEY = {"Authorization": "Bearer sekret"}
 
 
@@ -24,12 +26,18 @@ KEY = {"Authorization": "Bearer sekret"}
 def guarded(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """One engine with a key, limits and a shutdown timeout."""
     folder: Path = tmp_path_factory.mktemp("guarded")
-    with launch(kind, folder, *OPTIONS) as process:
+    slow = ("--sim-step-a", "8") if kind == SIM else ()  # what runs is asked about five times over while it runs
+    with launch(kind, folder, *OPTIONS, *slow) as process:
         yield process.until_up(patience(kind))
 
 
 def last_events(data: bytes) -> list[bytes]:
     return [line[6:] for line in data.split(b"\n") if line.startswith(b"data: ")][-2:]
+
+
+def counts(engine: Process) -> tuple[float, float]:
+    """Requests that run and that wait."""
+    return engine.metric("vllm:num_requests_running"), engine.metric("vllm:num_requests_waiting")
 
 
 def test_a_stream_and_a_unary_answer_say_the_same(engine):
@@ -69,12 +77,15 @@ def test_a_long_prompt_is_found_in_the_prefix_cache_the_second_time(engine):
     prompt, hits = [300 + n % 100 for n in range(400)], engine.metric("vllm:prefix_cache_hits_total")
     for _ in range(2):
         engine.complete(prompt=prompt, max_tokens=1)
-    assert engine.metric("vllm:prefix_cache_hits_total") - hits == 384
-    assert engine.metric("vllm:prompt_tokens_by_source_total", source="local_cache_hit") >= 384
+    assert wait_for(lambda: engine.metric("vllm:prefix_cache_hits_total") - hits == 384)
+    assert wait_for(lambda: engine.metric("vllm:prompt_tokens_by_source_total", source="local_cache_hit") >= 384)
 
 
 def test_sigterm_ends_a_stream_with_abort_or_an_error_then_done_or_not_at_all(engine, kind):
-    """vLLM aborts its requests and kills its core at once; when the kill is first, the client waits for ever."""
+    """vLLM aborts its requests and kills its core at once; when the kill is first, the client waits for ever.
+
+    What never happens is an end that looks whole and is not: `[DONE]` without its reason.
+    """
     stream = engine.open(stream=True, max_tokens=1000)
     assert wait_for(lambda: engine.metric("vllm:num_requests_running") == 1)
     engine.signal(signal.SIGTERM)
@@ -85,9 +96,9 @@ def test_sigterm_ends_a_stream_with_abort_or_an_error_then_done_or_not_at_all(en
         assert b'"finish_reason":"abort"' in event or event.endswith(error)
         assert done == b"[DONE]" and data.endswith(b"0\r\n\r\n")
     else:
-        assert engine.process.poll() is None and b"[DONE]" not in data
+        assert b"[DONE]" not in data
     stream.close()
-    assert engine.exit_code(120) == 0
+    assert engine.exit_code(AWAY_SECONDS) == 0
     assert not engine.up()
 
 
@@ -125,9 +136,10 @@ def test_chat_also_counts_the_tokens_it_adds_to_the_cache(guarded):
 
 
 def test_requests_above_the_queue_limit_get_503_and_waiting_streams_a_comment(guarded):
-    first, second = (guarded.open("/invocations", stream=True, max_tokens=1000) for _ in range(2))
-    assert wait_for(lambda: guarded.metric("vllm:num_requests_running") == 1)
-    assert wait_for(lambda: guarded.metric("vllm:num_requests_waiting") == 1)
+    first = guarded.open("/invocations", stream=True, max_tokens=1000)
+    assert wait_for(lambda: counts(guarded) == (1, 0))
+    second = guarded.open("/invocations", stream=True, max_tokens=1000)
+    assert wait_for(lambda: counts(guarded) == (1, 1))
     assert guarded.get("/load").json() == {"server_load": 2}
     reply = guarded.post("/invocations", {"prompt": "a", "max_tokens": 1})
     assert reply.status == 503 and "retry-after" not in {name.lower() for name in reply.headers}
@@ -137,20 +149,27 @@ def test_requests_above_the_queue_limit_get_503_and_waiting_streams_a_comment(gu
     while b"data: " not in waited and b"keep-alive" not in waited:
         waited += second.recv(4096)
     assert b": keep-alive\n\n" in waited
-    first.close()
     second.close()
-    assert wait_for(lambda: guarded.metric("vllm:num_requests_running") == 0)
+    assert wait_for(lambda: counts(guarded)[1] == 0)
+    first.close()
+    assert wait_for(lambda: counts(guarded) == (0, 0))
+
+
+def refuses(engine: Process) -> bool:
+    """Ask for one token. One that is taken after all waits behind the stream that runs: nobody waits for that."""
+    with engine.open("/invocations", prompt="a", max_tokens=1) as link:
+        return until_silent(link, 2).startswith(b"HTTP/1.1 500 ")
 
 
 def test_an_engine_with_a_shutdown_timeout_finishes_streams_and_refuses_new_requests_with_500(guarded):
     stream = guarded.open("/invocations", stream=True, max_tokens=900)
     assert wait_for(lambda: guarded.metric("vllm:num_requests_running") == 1)
     guarded.signal(signal.SIGTERM)
-    assert wait_for(lambda: guarded.post("/invocations", {"prompt": "a", "max_tokens": 1}).status == 500)
+    assert wait_for(lambda: refuses(guarded))
     reply = guarded.post("/invocations", {"prompt": "a", "max_tokens": 1})
     assert reply.json()["error"]["message"] == "cannot schedule new futures after shutdown"
     assert "vary" not in {name.lower() for name in reply.headers}
     assert guarded.get("/health").status == 200
     event, done = last_events(read_all(stream))
     assert b'"finish_reason":"length"' in event and done == b"[DONE]"
-    assert guarded.exit_code(120) == 0
+    assert guarded.exit_code(AWAY_SECONDS) == 0

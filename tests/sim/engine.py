@@ -95,7 +95,7 @@ class Process:
 
     def fault(self, **command: Any) -> None:
         """Set a fault through the admin port."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.extra["admin"], timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.extra["admin"], timeout=60)
         connection.request("POST", "/fault", json.dumps(command))
         answer = connection.getresponse()
         text = answer.read().decode()
@@ -105,12 +105,12 @@ class Process:
     def up(self) -> bool:
         """Whether the port takes connections."""
         try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            socket.create_connection(("127.0.0.1", self.port), timeout=10).close()
         except OSError:
             return False
         return True
 
-    def until_up(self, seconds: float = 20) -> "Process":
+    def until_up(self, seconds: float = 120) -> "Process":
         """Wait until the engine listens."""
         assert wait_for(self.up, seconds), self.log.read_text()
         return self
@@ -119,7 +119,7 @@ class Process:
         """Send a signal."""
         self.process.send_signal(number)
 
-    def exit_code(self, seconds: float = 20) -> int:
+    def exit_code(self, seconds: float = 120) -> int:
         """Wait for the end."""
         return self.process.wait(seconds)
 
@@ -135,7 +135,7 @@ class Process:
         self.process.wait(10)
 
 
-def wait_for(condition: Any, seconds: float = 10) -> bool:
+def wait_for(condition: Any, seconds: float = 60) -> bool:
     """Ask again and again until it holds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -183,10 +183,10 @@ def read_all(link: socket.socket) -> bytes:
 
 
 def until_silent(link: socket.socket, seconds: float) -> bytes:
-    """Read until the last chunk has come, the peer closes, or says nothing for so long."""
+    """Read until the last chunk has come, the peer closes or breaks off, or says nothing for so long."""
     link.settimeout(seconds)
     data = b""
-    with suppress(TimeoutError):
+    with suppress(TimeoutError, ConnectionError):
         while not data.endswith(b"0\r\n\r\n") and (part := link.recv(65536)):
             data += part
     return data

@@ -84,7 +84,7 @@ def test_an_engine_death_ends_each_kind_of_stream_its_own_way(tmp_path):
 
 def test_with_a_shutdown_timeout_streams_finish_health_stays_and_new_requests_get_500(tmp_path):
     with start(tmp_path, *SLOW, "--shutdown-timeout", "20").until_up() as own:
-        stream = own.open(stream=True, max_tokens=300)
+        stream = own.open(stream=True, max_tokens=900)
         assert wait_for(lambda: own.metric("vllm:num_requests_running") == 1)
         own.signal(signal.SIGTERM)
         assert wait_for(lambda: own.complete().status == 500)
@@ -92,7 +92,7 @@ def test_with_a_shutdown_timeout_streams_finish_health_stays_and_new_requests_ge
         assert refused["message"] == "cannot schedule new futures after shutdown"
         assert own.get("/health").status == 200
         data = read_all(stream)
-        assert data.count(b"data: {") == 300 and b'"finish_reason":"length"' in last_events(data)[0]
+        assert data.count(b"data: {") == 900 and b'"finish_reason":"length"' in last_events(data)[0]
         assert own.exit_code() == 0
 
 
@@ -109,11 +109,11 @@ def test_sigterm_while_loading_ends_at_once(tmp_path):
     with start(tmp_path, "--sim-load-seconds", "60") as own:
         assert wait_for(lambda: b"loading the model" in own.log.read_bytes())
         own.signal(signal.SIGTERM)
-        assert own.exit_code(5) == 0
+        assert own.exit_code(40) == 0
 
 
 def test_a_dead_engine_fails_everything_and_the_process_ends_with_0(tmp_path):
-    with start(tmp_path, *SLOW, "--sim-teardown-scale", "0.4", admin=True).until_up() as own:
+    with start(tmp_path, *SLOW, "--sim-teardown-scale", "2", admin=True).until_up() as own:
         stream = own.open(stream=True)
         assert wait_for(lambda: own.metric("vllm:num_requests_running") == 1)
         own.fault(kind="die", what="engine")
@@ -156,7 +156,7 @@ def test_token_faults_strike_one_stream_and_leave_the_engine_alive(tmp_path):
         with pytest.raises((ConnectionResetError, http.client.IncompleteRead)):
             own.complete(stream=True, max_tokens=10)
         assert own.complete(stream=True, max_tokens=10).events()[-1] == "[DONE]"
-        assert own.metric("vllm:num_requests_running") == 0
+        assert wait_for(lambda: own.metric("vllm:num_requests_running") == 0)
 
 
 def test_a_refusing_engine_resets_every_request_until_cleared(tmp_path):
