@@ -19,7 +19,7 @@ from llmfleet.deploy.records import Figures
 from llmfleet.kube.refs import Key
 
 KEY = Key("d", "a")
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Clock:
@@ -148,14 +148,15 @@ def test_an_engine_without_figures_is_not_idle(prober: Prober, site: Site, clock
     assert prober.engine(KEY, "u", "127.0.0.1", site.port) == EngineLook()
 
 
-def test_silent_engines_hold_nobody_up(prober: Prober, site: Site, woken: list[Key]) -> None:
+def test_silent_engines_hold_nobody_up(
+    prober: Prober, site: Site, woken: list[Key], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "PROBE_SECONDS", 2 * PATIENCE)
     site.load(0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        began = time.monotonic()
         for number in range(client.PROBE_THREADS - 1):
             prober.engine(Key("d", f"dead-{number}"), f"dead-{number}", "127.0.0.1", port)
-        assert time.monotonic() - began < client.PROBE_SECONDS
         prober.engine(KEY, "u", "127.0.0.1", site.port)
         wait_for(lambda: KEY in woken)
         assert Key("d", "dead-0") not in woken

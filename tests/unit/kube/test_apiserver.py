@@ -265,7 +265,7 @@ def test_a_cache_follows_the_apiserver_page_by_page(
     assert "managedFields" not in cache.get(namespace, "c4")["metadata"]
     stop.set()
     reflector.interrupt()
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -304,7 +304,7 @@ def test_a_controller_settles_and_then_writes_nothing(api: Api, server: Apiserve
     )
     time.sleep(0.3)
     stop.set()
-    thread.join(8)
+    thread.join(60)
     after = {
         obj["metadata"]["name"]: obj["metadata"]["resourceVersion"] for obj in api.list(SERVICE, namespace=namespace)[0]
     }

@@ -60,7 +60,7 @@ def reflecting(fake: ScriptedApiserver, **options: Any) -> Iterator[Cache]:
         stop.set()
         reflector.interrupt()
         fake.end_watches()
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -142,18 +142,20 @@ def test_a_watch_that_fails_loses_no_change(fake: ScriptedApiserver, name: str) 
 
 
 def test_a_watch_that_always_fails_is_no_hot_loop() -> None:
-    """All faults side by side. Pauses are 0.01..0.02, 0.02..0.04, then 0.05..0.1 s: at most about 15 rounds each."""
+    """All faults side by side. Pauses are 0.01..0.02, 0.02..0.04, then 0.05..0.1 s: at most 20 rounds a second each."""
     with ExitStack() as stack:
         fakes = {name: stack.enter_context(scripted_apiserver()) for name in WATCH_FAULTS}
         for name, fake in fakes.items():
             fake.put("a")
             fake.always(WATCH_FAULTS[name], watch=True)
             stack.enter_context(reflecting(fake))
+        began = time.monotonic()
+        eventually(lambda: all(len(fake.asked(watch=True)) >= 2 for fake in fakes.values()))
         time.sleep(0.6)
         asked = {name: (len(fake.asked(watch=True)), lists(fake)) for name, fake in fakes.items()}
+        most = 8 + (time.monotonic() - began) / 0.05
     # A 401 is asked twice per round: once more with fresh credentials.
-    assert {name: n for name, n in asked.items() if max(n) > (36 if name == "401" else 18)} == {}
-    assert all(watches >= 2 for watches, _ in asked.values())
+    assert {name: n for name, n in asked.items() if max(n) > (2 * most if name == "401" else most)} == {}
 
 
 def test_deletions_missed_during_an_outage_are_found_by_the_next_list(fake: ScriptedApiserver) -> None:
@@ -200,7 +202,7 @@ def test_a_half_open_watch_is_noticed(fake: ScriptedApiserver, fault: Any) -> No
     with reflecting(fake, silence_seconds=0.3) as cache:
         eventually(lambda: len(fake.asked(watch=True)) == 1)
         fake.put("b")
-        eventually(lambda: names(cache) == ["a", "b"], seconds=3)
+        eventually(lambda: names(cache) == ["a", "b"])
 
 
 def test_the_server_is_asked_to_end_each_watch_before_we_take_silence_for_death(fake: ScriptedApiserver) -> None:
@@ -230,9 +232,10 @@ def test_an_apiserver_that_is_down_is_asked_a_few_times_not_thousands(monkeypatc
     thread = threading.Thread(target=reflector.run, args=(stop,), daemon=True)
     thread.start()
     time.sleep(2.0)
+    assert len(attempts) <= 5
+    eventually(lambda: len(attempts) >= 2)
     stop.set()
-    thread.join(5)
-    assert 2 <= len(attempts) <= 5
+    thread.join(60)
 
 
 def test_after_an_outage_the_cache_is_current_within_a_back_off(fake: ScriptedApiserver) -> None:
@@ -246,7 +249,7 @@ def test_after_an_outage_the_cache_is_current_within_a_back_off(fake: ScriptedAp
         fake.drop("a", silent=True)
         heal()
         fake.once(Status(code=410), watch=True)
-        eventually(lambda: names(cache) == ["b"], seconds=2)
+        eventually(lambda: names(cache) == ["b"], seconds=30)
 
 
 def test_retry_after_is_honoured(fake: ScriptedApiserver) -> None:
@@ -359,7 +362,7 @@ def test_a_stop_before_the_watch_is_open_ends_it_too(fake: ScriptedApiserver) ->
     thread.start()
     eventually(lambda: fake.asked(watch=True))
     stop.set()
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
 
 

@@ -110,14 +110,14 @@ def test_every_field_is_written_by_the_one_who_owns_it(
     creator.create(backends(namespace))
     with running(server, namespace, "one", tmp_path / "log"):
         creator.create(cluster(namespace))
-        eventually(lambda: server.call("GET", STATEFULSET.path(namespace, "a")).status == 200, seconds=120)
+        eventually(lambda: server.call("GET", STATEFULSET.path(namespace, "a")).status == 200, seconds=240)
         run_pod(creator, namespace)
-        eventually(lambda: ready(api, namespace), seconds=90)
-        eventually(lambda: '"address":"10.0.0.1:8000"' in document(api, namespace), seconds=90)
+        eventually(lambda: ready(api, namespace), seconds=240)
+        eventually(lambda: '"address":"10.0.0.1:8000"' in document(api, namespace), seconds=240)
         assert strangers(api, namespace) == []
         ref = Ref(kind=LLMCLUSTER, namespace=namespace, name="a")
         person.merge_patch(ref, {"spec": {"image": "i:2"}})
-        eventually(lambda: deleted_by_the_operator(server, namespace), seconds=120)
+        eventually(lambda: deleted_by_the_operator(server, namespace), seconds=240)
         assert strangers(api, namespace) == []
         assert ("spec.image", PERSON) in written(api.get(ref))
         (kept,) = api.list(CONTROLLER_REVISION, namespace=namespace)[0]

@@ -75,7 +75,7 @@ def test_a_cut_is_survived_and_what_happened_meanwhile_is_done(
             assert not has_statefulset(server, namespace, name)
             assert says(health, "ok", "/healthz")
             proxy.set(Mode.PASS)
-            eventually(lambda name=name: has_statefulset(server, namespace, name), seconds=30)
+            eventually(lambda name=name: has_statefulset(server, namespace, name), seconds=180)
         assert process.poll() is None
         # Ten watches, the lease and the writes: a few connections each, not a flood.
         assert proxy.connections < 150
@@ -93,5 +93,5 @@ def test_an_operator_that_starts_before_its_apiserver_waits_for_it(
             assert process.poll() is None
             assert proxy.connections < 20
             proxy.set(Mode.PASS)
-            eventually(lambda: says(health, "leading"), seconds=30)
-            eventually(lambda: has_statefulset(server, namespace, "early"), seconds=30)
+            eventually(lambda: says(health, "leading"), seconds=180)
+            eventually(lambda: has_statefulset(server, namespace, "early"), seconds=180)

@@ -159,15 +159,15 @@ def test_a_whole_life_needs_no_right_that_is_not_in_the_table(
         processes = [subprocess.Popen(operator, stderr=first), subprocess.Popen(sync, stderr=second)]
     try:
         api.create(cluster(namespace))
-        eventually(lambda: server.call("GET", STATEFULSET.path(namespace, "a")).status == 200, seconds=120)
+        eventually(lambda: server.call("GET", STATEFULSET.path(namespace, "a")).status == 200, seconds=240)
         run_pod(api, namespace)
-        eventually(lambda: ready(api, namespace), seconds=90)
-        eventually(lambda: '"address":"10.0.0.1:8000"' in document(api, namespace), seconds=90)
-        eventually(lambda: output.exists() and b"10.0.0.1:8000" in output.read_bytes(), seconds=90)
+        eventually(lambda: ready(api, namespace), seconds=240)
+        eventually(lambda: '"address":"10.0.0.1:8000"' in document(api, namespace), seconds=240)
+        eventually(lambda: output.exists() and b"10.0.0.1:8000" in output.read_bytes(), seconds=240)
         # A crash makes a group restart, an edit an update, a deletion a drain.
         patch = {"spec": {"image": "i:2"}}
         server.call("PATCH", LLMCLUSTER.path(namespace, "a"), patch, content_type="application/merge-patch+json")
-        eventually(lambda: deleted_by_the_operator(server, namespace), seconds=120)
+        eventually(lambda: deleted_by_the_operator(server, namespace), seconds=240)
         uninstall_config = account(server, namespace, "uninstall", tmp_path)
         uninstall = [sys.executable, "-m", "llmfleet", "uninstall", "--kubeconfig", str(uninstall_config)]
         uninstall += ["--namespace", namespace, "--release", "rel", "--timeout", "60"]
@@ -177,7 +177,7 @@ def test_a_whole_life_needs_no_right_that_is_not_in_the_table(
         for process in processes:
             process.terminate()
         for process in processes:
-            process.wait(30)
+            process.wait(180)
     assert done.returncode == 0, done.stderr
     assert "kept: PersistentVolumeClaim a-models (model files)" in done.stdout
     assert "all 1 llmclusters are gone" in done.stdout

@@ -40,7 +40,7 @@ def routing(api: Api, namespace: str) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -215,7 +215,7 @@ def test_a_ready_instance_reaches_the_file(api: Api, world: World, server: Apise
         eventually(lambda: b'"instance":"a"' in output.read_bytes())
         print(f"Ready -> file: {1000 * (time.monotonic() - began):.0f} ms")
     sync.end()
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
 
 

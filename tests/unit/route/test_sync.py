@@ -50,7 +50,7 @@ def syncing(fake: ScriptedApiserver, output: Path, credentials: Any = None) -> I
     finally:
         sync.end()
         fake.end_watches()
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
 
 

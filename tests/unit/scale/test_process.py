@@ -38,7 +38,7 @@ class Autoscaler:
 
     def end(self) -> int:
         self.process.terminate()
-        return self.process.wait(30)
+        return self.process.wait(180)
 
 
 def clusters(api: Api, namespace: str) -> list[Any]:
@@ -58,24 +58,24 @@ def test_a_whole_life_needs_no_right_that_is_not_in_the_table(
         made = monolithic({"minInstances": 2})
         made["metadata"]["namespace"] = namespace
         api.create(made)
-        eventually(lambda: len(clusters(api, namespace)) == 2, seconds=60)
+        eventually(lambda: len(clusters(api, namespace)) == 2, seconds=180)
         first = clusters(api, namespace)[0]
         assert first["metadata"]["ownerReferences"][0]["uid"] == api.get(ref)["metadata"]["uid"]
-        eventually(lambda: reason(api, ref) in ("AtMinimum", "PendingSuffices"), seconds=30)
+        eventually(lambda: reason(api, ref) in ("AtMinimum", "PendingSuffices"), seconds=180)
         image = {"spec": {"instanceTemplate": {"spec": {"image": "next:1"}}}}
         server.call("PATCH", AUTOSCALER.path(namespace, "llama"), image, content_type=MERGE)
-        eventually(lambda: {one["spec"]["image"] for one in clusters(api, namespace)} == {"next:1"}, seconds=30)
+        eventually(lambda: {one["spec"]["image"] for one in clusters(api, namespace)} == {"next:1"}, seconds=180)
         external = {"spec": {"policy": "External"}}
         server.call("PATCH", AUTOSCALER.path(namespace, "llama"), external, content_type=MERGE)
         # As an HPA or KEDA does it.
         scale = {"spec": {"replicas": 4}}
         answer = server.call("PATCH", AUTOSCALER.path(namespace, "llama", "scale"), scale, content_type=MERGE)
         assert answer.status == 200, answer.message
-        eventually(lambda: len(clusters(api, namespace)) == 4, seconds=30)
+        eventually(lambda: len(clusters(api, namespace)) == 4, seconds=180)
         server.call("PATCH", AUTOSCALER.path(namespace, "llama"), {"spec": {"instances": 3}}, content_type=MERGE)
-        eventually(lambda: len(clusters(api, namespace)) == 3, seconds=30)
-        eventually(lambda: reason(api, ref) in ("ExternalTarget", "OnTarget"), seconds=30)
-        eventually(lambda: scale_status(server, namespace).get("replicas") == 3, seconds=30)
+        eventually(lambda: len(clusters(api, namespace)) == 3, seconds=180)
+        eventually(lambda: reason(api, ref) in ("ExternalTarget", "OnTarget"), seconds=180)
+        eventually(lambda: scale_status(server, namespace).get("replicas") == 3, seconds=180)
         assert scale_status(server, namespace)["selector"] == "serving.ai/fleet=prod"
         text = autoscaler.page()
         assert api.get(Ref(kind=LEASE, namespace=namespace, name="llmfleet-autoscaler"))["spec"]["holderIdentity"]

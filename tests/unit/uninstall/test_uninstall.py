@@ -103,7 +103,7 @@ def operator(api: Api, namespace: str, *, seconds: float) -> Iterator[list[str]]
         yield drained
     finally:
         stop.set()
-        thread.join(5)
+        thread.join(60)
 
 
 def test_a_living_operator_drains_everything_and_nobody_strips(api: Api, namespace: str) -> None:
