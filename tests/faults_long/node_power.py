@@ -39,7 +39,10 @@ def with_a_router(world: World, incident: Incident) -> None:
 def cut_power(world: World, incident: Incident, node: str) -> None:
     """Load, power cut, wait until the fleet is whole on the other nodes, power back."""
     bed = world.bed
-    specs = {name: world.spread_spec("powered", nodes, lifecycle={"drainTimeoutSeconds": 20}) for name, nodes in PLACES.items()}
+    specs = {
+        name: world.spread_spec("powered", nodes, lifecycle={"drainTimeoutSeconds": 20})
+        for name, nodes in PLACES.items()
+    }
     with world.instances("powered", specs) as names:
         incident.note(f"on {node}: {', '.join(sorted(kinds(world.pods_on(node))))}")
         hit = [name for name in names if node in where(bed.ranks(name))]

@@ -26,7 +26,7 @@ def write(path: Path, found: Mapping[str, Found]) -> None:
     """Write all at once: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    beside.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     os.replace(beside, path)
 
 

@@ -87,11 +87,18 @@ class World:
         for node in NODES:
             clear(self.network_of(node))
         self.kubectl("delete", "llmclusters,llmclusterautoscalers", "--all", "--namespace", NAMESPACE, "--timeout=180s")
+        for pod in self.bed.pods(""):
+            if pod["metadata"].get("deletionTimestamp"):
+                self.remove(pod, "--force", "--grace-period=0")
         eventually(self.whole, 240, self.why_not_whole)
         crowded = [pod for pod in self.bed.pods(ROUTERS) if pod["spec"]["nodeName"] != "node-0"]
         for pod in crowded[1:]:
-            self.kubectl("delete", "pod", "--namespace", NAMESPACE, pod["metadata"]["name"])
+            self.remove(pod)
         eventually(self.whole, 240, self.why_not_whole)
+
+    def remove(self, pod: Manifest, *how: str) -> None:
+        """Delete a pod."""
+        self.kubectl("delete", "pod", "--namespace", NAMESPACE, pod["metadata"]["name"], "--ignore-not-found", *how)
 
     def close(self) -> None:
         """Take the cluster away."""

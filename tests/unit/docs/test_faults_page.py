@@ -1,0 +1,55 @@
+"""The page about faults shows what was measured, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from faults_long import results
+from faults_long.catalogue import SCENARIOS
+
+ROOT = Path(__file__).resolve().parents[3]
+ORDER = [scenario.name for scenario in SCENARIOS]
+ONE = {
+    "title": "a thing breaks",
+    "must_hold": "all",
+    "date": "2026-11-22 00:00 UTC",
+    "seconds": 12,
+    "seed": 1,
+    "load": "1.0 1.0 1.0",
+    "versions": "v",
+    "passed": True,
+    "broken": [],
+    "figures": {"requests": 1234, "lost requests": ["2 x reset"], "ends": {"complete": 7}},
+    "timeline": [{"second": 1.5, "what": "it broke"}],
+}
+
+
+def test_the_page_shows_the_committed_results():
+    found = results.read(ROOT / "docs/faults.json")
+    page = (ROOT / "docs/faults.md").read_text()
+    assert found and results.page_with(page, results.rendered(found, ORDER)) == page
+
+
+def test_every_committed_result_is_of_a_scenario_that_exists():
+    assert set(results.read(ROOT / "docs/faults.json")) <= set(ORDER)
+
+
+def test_a_row_says_what_fell_short_and_leaves_lists_to_the_incident():
+    good, bad = results.row("x", ONE), results.row("x", ONE | {"passed": False, "broken": ["it hung"]})
+    assert good == "| `x`: a thing breaks | all | requests: 1,234; ends: complete 7 |"
+    assert "**falls short**: it hung" in bad
+    assert "lost: 2 x reset" in results.incident(ONE) and "it broke" in results.incident(ONE)
+
+
+def test_a_scenario_that_did_not_hold_is_run_again_and_one_that_did_is_not(tmp_path):
+    path = tmp_path / "deep" / "results.json"
+    assert results.read(path) == {} and not results.finished({}, "x")
+    results.write(path, {"x": ONE, "y": ONE | {"passed": False}})
+    assert json.loads(path.read_text())["x"] == ONE
+    assert results.finished(results.read(path), "x") and not results.finished(results.read(path), "y")
+
+
+def test_scenarios_have_names_of_their_own_and_an_end():
+    assert len(set(ORDER)) == len(ORDER)
+    assert all(0 < scenario.limit <= 6 * 3600 for scenario in SCENARIOS)
