@@ -76,7 +76,7 @@ def look(
     learned = learn(memory.learned, rates, capacity, seconds)
     able = scaled(capacity, a=learned.a, work=learned.work, kv_tokens=tokens_each(memory))
     evidence, problem = weigh(memory, seen, now)
-    request = mean_work(memory, rates, able, role)
+    request = mean_work(lately(memory, rates), able, role)
     more = rates.more_waiting + (more_queued + refused) / seconds if seconds >= SHORTEST else 0.0
     load = max(0.0, rates.work(able.steps, role) + request * more)
     queued = sum(one.queued for one in memory.routers.values())
@@ -88,18 +88,19 @@ def look(
     if evidence.whole and seconds >= SHORTEST:
         point = Point(at=now, load=load, requests=load / request if request > 0 else 0.0, rates=rates, queued=queued)
         memory = forecast.remember(memory, point, one=able.rho, lead=lead, keep=keep, window=window)
+    recent = lately(memory, rates)
     view = View(
         now=now,
         evidence=evidence,
         problem=problem,
         age=max((now - one.at for one in memory.engines.values()), default=0.0),
         load=load,
-        backlog=request * (queued + rates.waiting) + longer(memory, rates, able, request),
+        backlog=request * (queued + rates.waiting) + longer(memory, recent, able, request),
         waiting=rates.waiting,
         queued=queued,
         demand=demand,
         rates=rates,
-        shape=shape_of(memory, rates, load, request),
+        shape=shape_of(recent, load, request),
         capacity=able,
         external=seen.external,
     )
@@ -176,21 +177,19 @@ def tokens_each(memory: Memory) -> int:
 def lately(memory: Memory, rates: Rates) -> Rates:
     """Sums over the looks of the last five minutes."""
     recent = [point.rates for point in memory.points if point.at > rates.at - forecast.LONG_SECONDS]
-    return total((*recent, rates), rates.at)
+    return total((*recent, rates), rates.at, histograms=False)
 
 
-def mean_work(memory: Memory, rates: Rates, capacity: Capacity, role: Role) -> float:
+def mean_work(recent: Rates, capacity: Capacity, role: Role) -> float:
     """Work of one request, from what ended lately."""
-    recent = lately(memory, rates)
     if recent.finished > 0:
         return recent.work(capacity.steps, role) / recent.finished
     steps = capacity.steps
     return steps.c * NOMINAL_PROMPT if role is Role.PREFILL else steps.work(NOMINAL_PROMPT, NOMINAL_OUTPUT)
 
 
-def longer(memory: Memory, rates: Rates, capacity: Capacity, request: float) -> float:
+def longer(memory: Memory, recent: Rates, capacity: Capacity, request: float) -> float:
     """Work of what waits in routers beyond that of as many usual requests: their bodies are known to be longer."""
-    recent = lately(memory, rates)
     waiting = [one for one in memory.routers.values() if one.queued > 0]
     if recent.finished <= 0 or recent.prompts <= 0 or not waiting:
         return 0.0
@@ -200,9 +199,8 @@ def longer(memory: Memory, rates: Rates, capacity: Capacity, request: float) -> 
     return min(capacity.steps.c * max(computed - usual, 0.0), (MOST_LONGER - 1) * requests * request)
 
 
-def shape_of(memory: Memory, rates: Rates, load: float, request: float) -> Shape:
+def shape_of(recent: Rates, load: float, request: float) -> Shape:
     """How requests look, and how many a second the offered load means."""
-    recent = lately(memory, rates)
     if recent.finished <= 0 or request <= 0:
         return Shape()
     return Shape(

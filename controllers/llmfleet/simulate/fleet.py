@@ -31,6 +31,10 @@ HELD_LOOK: Final = 0.05
 DRAIN: Final = 30.0
 """Seconds that an instance which was ready is held at least after its deletion."""
 
+TRANSFER_FIXED: Final = 0.001
+TRANSFER_TOKEN: Final = 8e-6
+"""Seconds that the KV cache of one token travels: 400 Gbit/s InfiniBand and a 70B model."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Member:
@@ -75,17 +79,13 @@ class Sim:
     def start(self, count: int, *, ready: bool = False) -> None:
         """Create instances."""
         for _ in range(count):
-            seconds = 0.0 if ready else self._cold_start()
+            seconds = 0.0 if ready else cold_start_of(self.cold_start, self.draw)
             engine = Engine(self.profile, self.now + seconds)
             self.members.append(
                 Member(number=self.numbers, created=self.now, ready_at=self.now + seconds, engine=engine)
             )
             self.numbers += 1
         self._list()
-
-    def _cold_start(self) -> float:
-        factor = max(0.5, 1 + JITTER * self.draw.gauss(0, 1))
-        return self.cold_start * factor * (TAIL if self.draw.random() < TAIL_SHARE else 1.0)
 
     def _list(self) -> None:
         self.serving = [one.engine for one in self.members if not one.leaving and one.ready_at <= self.now]
@@ -181,7 +181,18 @@ class Sim:
         return self.gone_seconds + sum(self.now - one.created for one in self.members)
 
     def is_idle(self) -> bool:
-        return not self.held and not any(one.engine.in_flight for one in self.members)
+        return not self.unanswered()
+
+    def unanswered(self) -> int:
+        """Requests that are held or in flight."""
+        return len(self.held) + sum(one.engine.in_flight for one in self.members)
+
+    def ready_count(self) -> int:
+        return len(self.serving)
+
+    def held_count(self) -> int:
+        """Instances that cost: starting, ready and draining."""
+        return len(self.members)
 
     # What an autoscaler sees.
 
@@ -232,6 +243,12 @@ class Sim:
                 MetricType.TPOT: cumulative(TPOT_EDGES, engine.tpot),
             },
         )
+
+
+def cold_start_of(usual: float, draw: Draw) -> float:
+    """How long one instance takes to start."""
+    factor = max(0.5, 1 + JITTER * draw.gauss(0, 1))
+    return usual * factor * (TAIL if draw.random() < TAIL_SHARE else 1.0)
 
 
 def cumulative(edges: tuple[float, ...], counts: list[int]) -> Buckets:

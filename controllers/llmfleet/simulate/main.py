@@ -24,7 +24,7 @@ from llmfleet.capacity.profiles import PROFILES, Profile, find_profile
 from llmfleet.simulate.grid import Row, summary
 from llmfleet.simulate.plot import frontier, page
 from llmfleet.simulate.policies import PolicyError, parse_policy
-from llmfleet.simulate.run import Tick
+from llmfleet.simulate.scenario import Tick
 from llmfleet.simulate.scene import Choice, Scene, build_scene, play
 from llmfleet.simulate.trace import Trace, TraceError, cut, parse_trace, thicken
 

@@ -12,7 +12,7 @@ from html import escape
 from typing import Final
 
 from llmfleet.simulate.grid import Row
-from llmfleet.simulate.run import Tick
+from llmfleet.simulate.scenario import Tick
 
 COLOURS: Final = (
     "#0b6e4f",

@@ -6,7 +6,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,9 +14,10 @@ from llmfleet.api.autoscaler import AutoscalerSpec, Mode, parse_autoscaler, pars
 from llmfleet.api.types import Role
 from llmfleet.capacity.capacity import Capacity, build_capacity, tokens_per_step
 from llmfleet.capacity.profiles import Profile
-from llmfleet.simulate.oracle import BIN, loads, needed, oracle_seconds, ordered
+from llmfleet.simulate.oracle import BIN, least_seconds, loads, needed, oracle_seconds, ordered
 from llmfleet.simulate.policies import Policy, Scheduled, Setting, build_policy, parse_policy
-from llmfleet.simulate.run import EPOCH, Scenario, Tick, ideal, run
+from llmfleet.simulate.run import ideal, run
+from llmfleet.simulate.scenario import EPOCH, Scenario, Tick
 from llmfleet.simulate.trace import Draw, Trace
 
 LABELS = {"serving.ai/fleet": "simulated"}
@@ -51,6 +52,8 @@ class Scene:
     setting: Setting
     oracle: float
     """GPU seconds."""
+    least: float
+    """A bound of them from below."""
     ceiling: float
 
 
@@ -102,22 +105,27 @@ def build_scene(trace: Trace, choice: Choice, profile: Profile) -> Scene:
         for role, rules in spec.fleets().items()
     }
     true = {role: true_capacity(capacity, profile) for role, capacity in capacities.items()}
-    needs = {role: needed(trace, capacity, choice.low, role) for role, capacity in true.items()}
-    oracle = sum(oracle_seconds(need, choice.cold_start, choice.low) for need in needs.values())
+    offered = {role: loads(trace, capacity, role) for role, capacity in true.items()}
+    oracle = least = 0.0
+    for role, capacity in true.items():
+        need = needed(offered[role], capacity.rho, choice.low)
+        oracle += oracle_seconds(need, choice.cold_start, choice.low)
+        least += least_seconds(offered[role], capacity.rho, choice.cold_start, choice.low)
     scenario = Scenario(
         profile=profile,
         cold_start=choice.cold_start,
         ttft=choice.ttft,
         tpot=choice.tpot,
-        first={role: first_size(trace, capacity, role, choice) for role, capacity in true.items()},
+        first={role: first_size(offered[role], capacity.rho, choice) for role, capacity in true.items()},
     )
-    setting = Setting(spec=spec, capacities=capacities, ttft=choice.ttft, schedule=schedule_of(trace, true, choice))
+    setting = Setting(spec=spec, capacities=capacities, ttft=choice.ttft, schedule=schedule_of(offered, true, choice))
     return Scene(
         trace=trace,
         choice=choice,
         scenario=scenario,
         setting=setting,
         oracle=oracle * profile.gpus,
+        least=least * profile.gpus,
         ceiling=ideal(trace, profile, choice.ttft, choice.tpot),
     )
 
@@ -128,12 +136,14 @@ def true_capacity(capacity: Capacity, profile: Profile) -> Capacity:
     )
 
 
-def schedule_of(trace: Trace, capacities: Mapping[Role, Capacity], choice: Choice) -> Callable[[float], Policy]:
+def schedule_of(
+    offered: Mapping[Role, Sequence[float]], capacities: Mapping[Role, Capacity], choice: Choice
+) -> Callable[[float], Policy]:
     """How to make the clairvoyant's policy."""
 
     def schedule(fill: float) -> Policy:
         needs = {
-            role: ordered(needed(trace, capacity, choice.low, role, fill), choice.cold_start)
+            role: ordered(needed(offered[role], capacity.rho, choice.low, fill), choice.cold_start)
             for role, capacity in capacities.items()
         }
         return Scheduled(begin=EPOCH, width=BIN, needs=needs)
@@ -141,11 +151,11 @@ def schedule_of(trace: Trace, capacities: Mapping[Role, Capacity], choice: Choic
     return schedule
 
 
-def first_size(trace: Trace, capacity: Capacity, role: Role, choice: Choice) -> int:
+def first_size(load: Sequence[float], rho: float, choice: Choice) -> int:
     """What the first hour needs on average, with some room: nobody begins a comparison with an empty fleet."""
-    hour = loads(trace, capacity, role)[: int(3600 / BIN)]
+    hour = load[: int(3600 / BIN)]
     mean = sum(hour) / len(hour)
-    return min(max(round(mean / capacity.rho * 1.4 + 0.5), choice.low), choice.high)
+    return min(max(round(mean / rho * 1.4 + 0.5), choice.low), choice.high)
 
 
 def play(
@@ -163,6 +173,7 @@ def play(
         "policy": text,
         **{key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(found).items()},
         "oracle_gpu_seconds": round(scene.oracle, 3),
+        "lower_bound_gpu_seconds": round(scene.least, 3),
         "cost_ratio": round(found.gpu_seconds / scene.oracle, 4) if scene.oracle else 0.0,
         "batched_tokens": scene.scenario.profile.batched_tokens,
         "slo_ceiling": round(scene.ceiling, 6),

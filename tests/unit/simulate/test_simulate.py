@@ -27,9 +27,10 @@ from llmfleet.simulate.engine import Engine, Job, steps_within
 from llmfleet.simulate.fleet import Sim
 from llmfleet.simulate.grid import summary
 from llmfleet.simulate.main import command, jitter_of
-from llmfleet.simulate.oracle import BIN, needed, oracle_seconds, ordered
+from llmfleet.simulate.oracle import BIN, least_seconds, loads, needed, oracle_seconds, ordered, relaxed
 from llmfleet.simulate.policies import OPTIONS, PolicyError, Wanted, WorkBudget, build_policy, parse_policy
-from llmfleet.simulate.run import EPOCH, Tick, run
+from llmfleet.simulate.run import run
+from llmfleet.simulate.scenario import EPOCH, Tick
 from llmfleet.simulate.scene import Choice, Scene, build_scene, play
 from llmfleet.simulate.trace import Request, Trace, TraceError, cut, parse_trace, thicken, trace_of
 from unit.scale.world import World
@@ -340,12 +341,49 @@ def test_who_knows_the_trace_needs_least() -> None:
     trace = requests_of(14.0, 1200)
     scene = scene_of(trace)
     capacity = scene.setting.capacities[Role.BOTH]
-    need = needed(trace, capacity, 1)
+    need = needed(loads(trace, capacity, Role.BOTH), capacity.rho, 1)
     cost = oracle_seconds(need, 120.0, 1)
     assert sum(need) * BIN <= cost <= max(need) * len(need) * BIN + max(need) * 150
     ours = play_it(scene, "work-budget")[0]
     assert cost < ours["instance_seconds"]
     assert ours["cost_ratio"] == pytest.approx(ours["instance_seconds"] / cost, abs=1e-3)
+
+
+NEEDS = st.lists(st.integers(1, 6), min_size=1, max_size=60)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(need=NEEDS, cold_start=st.sampled_from([10.0, 45.0, 300.0]), low=st.integers(1, 3))
+def test_the_linear_program_has_the_optimum_of_whole_instances_when_needs_are_whole(
+    need: list[int], cold_start: float, low: int
+) -> None:
+    """Its matrix is of intervals: with whole needs fractions do not help, and two ways to the optimum must agree."""
+    need = [max(low, wanted) for wanted in need]
+    assert relaxed(need, BIN, cold_start + 30, low) == pytest.approx(oracle_seconds(need, cold_start, low))
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(load=st.lists(st.floats(0, 5), min_size=1, max_size=100), cold_start=st.sampled_from([45.0, 600.0]))
+def test_the_clairvoyant_never_costs_less_than_the_bound(load: list[float], cold_start: float) -> None:
+    cost = oracle_seconds(needed(load, 0.8, 1), cold_start, 1)
+    assert least_seconds(load, 0.8, cold_start, 1) <= cost + 1e-6
+
+
+def test_no_schedule_of_a_short_trace_is_cheaper_than_the_linear_program() -> None:
+    """Every schedule in halves of an instance, tried one by one."""
+    need, width, restart = [0.5, 2.0, 0.0, 0.5, 1.5], 10.0, 15.0
+    levels = [half / 2 for half in range(5)]
+    costs = [
+        sum(kept) * width + restart * sum(max(0.0, after - before) for before, after in itertools.pairwise([0, *kept]))
+        for kept in itertools.product(levels, repeat=len(need))
+        if all(have >= wanted for have, wanted in zip(kept, need, strict=True))
+    ]
+    assert relaxed(need, width, restart, 0) == pytest.approx(min(costs))
+
+
+def test_a_report_has_the_bound_below_the_clairvoyant() -> None:
+    found = played(requests_of(14.0, 1200), "oracle")
+    assert 0 < found["lower_bound_gpu_seconds"] < found["oracle_gpu_seconds"]
 
 
 def test_the_clairvoyant_orders_ahead_and_lets_go_over_long_gaps_only() -> None:
