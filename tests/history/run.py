@@ -41,7 +41,7 @@ class Plan:
     fault_every: float = 3.0
     burst: int = 30  # requests at once, now and then
     mutant: str = ""
-    rest: float = 30.0  # seconds in which everything held must have been given back
+    rest: float = 120.0  # seconds in which everything held must have been given back
 
 
 def wish(plan: Plan, number: int, chance: random.Random) -> Wish:

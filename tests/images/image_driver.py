@@ -113,7 +113,7 @@ class Container:
     def run(self, *command: str, writable: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
         """Run one command to its end."""
         line, outside = self.command(*command, writable=writable, **environment)
-        return subprocess.run(line, env=outside, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(line, env=outside, capture_output=True, text=True, timeout=400, check=False)
 
     def start(self, *command: str, writable: str = "", **environment: str) -> subprocess.Popen[str]:
         """Start a command that goes on until `end`."""
@@ -129,7 +129,7 @@ class Container:
         inside = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         for pid in map(int, inside):
             os.kill(pid, signal.SIGKILL)
-        process.wait(timeout=30)
+        process.wait(timeout=120)
         assert not any(Path(f"/proc/{pid}").exists() for pid in inside)
 
     def shell(self, text: str, **environment: str) -> str:

@@ -55,7 +55,7 @@ def real_registry(program: Path, folder: Path, port: int, *, htpasswd: str = "")
 
 
 def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         try:
             urllib.request.urlopen(url, timeout=5).close()

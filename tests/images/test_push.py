@@ -51,7 +51,7 @@ def push(*arguments: object, **environment: str) -> subprocess.CompletedProcess[
     }
     clean |= {"LLMFLEET_CACHE": str(store.cache_folder()), "HOME": "/nonexistent"} | environment
     command = [str(REPOSITORY / "ci/images/push"), *(str(argument) for argument in arguments)]
-    return subprocess.run(command, env=clean, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, env=clean, capture_output=True, text=True, timeout=900, check=False)
 
 
 def archives(built: dict[str, Built], *names: str) -> list[str]:
@@ -60,7 +60,7 @@ def archives(built: dict[str, Built], *names: str) -> list[str]:
 
 
 def fetch(url: str, **headers: str) -> bytes:
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as response:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=120) as response:
         return bytes(response.read())
 
 

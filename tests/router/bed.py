@@ -23,7 +23,7 @@ from llmfleet.api.document import Document, Endpoint, Model, Peer, State, render
 from llmfleet.router.app import App, Listen
 from llmfleet.router.limits import parse_settings
 
-SCENARIO_SECONDS = 90
+SCENARIO_SECONDS = 400
 
 
 def scenario(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -124,11 +124,11 @@ class Bed:
         return [json.loads(line) for line in found()]
 
     async def until(self, condition: Callable[[], bool], what: str = "the condition") -> None:
-        for _ in range(3000):
+        for _ in range(12000):
             if condition():
                 return
             await asyncio.sleep(0.01)
-        raise AssertionError(f"{what} did not come true in 30 s")
+        raise AssertionError(f"{what} did not come true in 120 s")
 
     async def adopted(self, generation: int) -> None:
         await self.until(lambda: self.router.fleet.generation == generation, "the new document")

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from bed import CHAT, STREAM, Bed, Raw, scenario
 from engine import Engine, ok
 
+from fakes.ports import free_port
 from llmfleet.api.document import Document, Endpoint, Model, Peer, State, render, with_generation
 from llmfleet.router.reports import parse_report
 
@@ -64,7 +65,8 @@ class Routers:
             file.write(SETTINGS.replace("warning", "info"))
         command = [sys.executable, "-m", "llmfleet", "router", "--settings", self.file("settings.yaml")]
         command += ["--backends", self.file("backends.json"), "--host", "127.0.0.1"]
-        command += ["--port", str(self.ports.get(name, 0)), "--admin-port", str(self.admin.get(name, 0))]
+        port, admin = self.ports.setdefault(name, free_port()), self.admin.setdefault(name, free_port())
+        command += ["--port", str(port), "--admin-port", str(admin)]
         self.processes[name] = process = await asyncio.create_subprocess_exec(
             *command, stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL,
             env=os.environ | {"POD_NAME": name},
@@ -72,7 +74,7 @@ class Routers:
         while line := await process.stderr.readline():
             said = json.loads(line)
             if said["message"] == "listening":
-                self.ports[name], self.admin[name] = said["port"], said["adminPort"]
+                assert (said["port"], said["adminPort"]) == (port, admin)
                 self.drained[name] = asyncio.ensure_future(process.stderr.read())  # a full pipe would stop the router
                 return
         raise AssertionError("the router did not start")
@@ -109,12 +111,12 @@ class Routers:
         ]
 
     async def until(self, condition: Callable, what: str) -> None:
-        for _ in range(400):
+        for _ in range(2400):
             true = condition()
             if await true if asyncio.iscoroutine(true) else true:
                 return
             await asyncio.sleep(0.05)
-        raise AssertionError(f"waited 20 s in vain for {what}")
+        raise AssertionError(f"waited 120 s in vain for {what}")
 
     async def ask(self, name: str) -> str:
         """Ask until a slot is free; returns how the answer ended, "lost" with its router."""
@@ -133,11 +135,12 @@ class Routers:
 
 @scenario
 async def test_slots_follow_the_requests_and_are_exceeded_by_one_per_router_at_most():
-    async with Routers(Engine(behave=ok(5, gap=0.2)), 3, slots=9) as routers:
+    async with Routers(Engine(behave=ok(5, gap=0.8)), 3, slots=9) as routers:
         engine = routers.engine
         asked = [asyncio.create_task(routers.ask("router-0")) for _ in range(9)]
         await routers.until(lambda: engine.active == 9, "every slot to come to the one router that needs them")
         assert await asyncio.gather(*asked) == ["whole"] * 9
+        engine.behave = ok(5, gap=0.2)
         asked = [asyncio.create_task(routers.ask(name)) for name in routers.names for _ in range(12)]
         assert await asyncio.gather(*asked) == ["whole"] * 36
         assert engine.max_active <= 9 + 3

@@ -79,7 +79,7 @@ class RedisServer:
         own = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--logfile", "log"]
         self._process = subprocess.Popen([*self._words, *own, *words, *self._extra, *extra])
         client = self.client()
-        for _ in range(500):
+        for _ in range(3000):
             try:
                 client.ping()
                 return client

@@ -25,7 +25,7 @@ async def test_a_killed_routers_job_is_run_by_another_after_the_lease(redis_serv
     engine = Engine(behave=silent())
     async with Process(engine, text) as victim:
         client = await victim.client()
-        for _ in range(500):
+        for _ in range(3000):
             await client.send(headers=ASYNC)
             answer = await client.answer()
             if answer.status == 202:
@@ -37,7 +37,7 @@ async def test_a_killed_routers_job_is_run_by_another_after_the_lease(redis_serv
         victim.process.kill()
         await victim.process.wait()
         async with Bed(ok(), settings=settings(redis_server, leaseSeconds=1)) as bed:
-            for _ in range(1500):
+            for _ in range(6000):
                 result = await bed.ask(b"", path=path + "/result?wait=10", method="GET")
                 if result.status == 200:
                     break

@@ -44,12 +44,12 @@ class JobBed(Bed):
         return await self.ask(b"", path=path, method=method, headers=names)
 
     async def becomes(self, path: str, *states: str) -> dict[str, Any]:
-        for _ in range(1500):
+        for _ in range(6000):
             job = (await self.get(path)).json
             if job["status"] in states:
                 return job
             await asyncio.sleep(0.01)
-        raise AssertionError(f"{job['status']} after 15 s, not one of {states}")
+        raise AssertionError(f"{job['status']} after 60 s, not one of {states}")
 
     def ended(self) -> dict[str, int]:
         return {state: count for (_, state), count in self.jobs.metrics.ended.items()}

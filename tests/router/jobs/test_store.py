@@ -55,11 +55,11 @@ async def connected(server: RedisServer, **settings: object) -> AsyncIterator[St
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1500):
+    for _ in range(6000):
         if condition():
             return
         await asyncio.sleep(0.01)
-    raise AssertionError("it did not come true in 15 s")
+    raise AssertionError("it did not come true in 60 s")
 
 
 async def admitted(store: Store, **changes: object) -> Admission:
