@@ -19,6 +19,7 @@ from charts.rendering import (
     title,
 )
 from fakes.apiserver import Answer, Apiserver, install_crds, running_apiserver
+from fakes.scripted import eventually
 from llmfleet.api.parse import parse_spec
 from llmfleet.deploy.objects.identity import Identity
 from llmfleet.deploy.objects.pod import build_template
@@ -109,8 +110,9 @@ def test_the_route_sync_role_reads_its_configmap_and_no_other(server: Apiserver)
         thing = find(objects, kind, name)
         assert server.apply(f"{collection(thing)}/{name}", thing).status in (200, 201)
     user = f"system:serviceaccount:{NAMESPACE}:demo-router"
+    # The authorizer watches roles for itself: a new one is in force a moment after its write.
+    eventually(lambda: may(server, user, "list", "", "configmaps", "demo-router-backends"))
     for verb, name, allowed in (
-        ("list", "demo-router-backends", True),
         ("watch", "demo-router-backends", True),
         ("list", "demo-router-settings", False),
         ("patch", "demo-router-backends", False),

@@ -32,7 +32,7 @@ def definition(*fields: str) -> dict[str, Any]:
 
 def apply(kubeconfig: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "llmfleet", "apply-crds", "--from", str(folder), "--kubeconfig", str(kubeconfig)]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=400)
 
 
 def write(folder: Path, *documents: Any) -> Path:

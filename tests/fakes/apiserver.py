@@ -25,7 +25,7 @@ import yaml
 from fakes.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 120.0
+START_SECONDS = 400.0
 STOP_SECONDS = 10.0
 ATTEMPTS = 3
 PR_SET_PDEATHSIG = 1
@@ -74,7 +74,7 @@ class Apiserver:
             data=None if body is None else json.dumps(body),
             params={"fieldValidation": "Strict", **(params or {})} if body is not None else params,
             headers={"Content-Type": content_type},
-            timeout=60,
+            timeout=180,
         )
         return Answer(status=answer.status_code, body=answer.json())
 
@@ -90,7 +90,7 @@ def tool(name: str) -> Path:
     return Path(found.stdout.strip())
 
 
-def install_crds(server: Apiserver, directory: Path, *, timeout: float = 30.0) -> None:
+def install_crds(server: Apiserver, directory: Path, *, timeout: float = 180.0) -> None:
     """Create every CRD file of a directory and wait until their kinds are served."""
     for file in sorted(directory.glob("*.yaml")):
         crd = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -105,7 +105,7 @@ def install_crds(server: Apiserver, directory: Path, *, timeout: float = 30.0) -
 def await_served(server: Apiserver, path: str, timeout: float) -> None:
     """Wait until a list of the kind is answered."""
     deadline = time.monotonic() + timeout
-    while server.session.get(server.url + path, timeout=10).status_code != 200:
+    while server.session.get(server.url + path, timeout=60).status_code != 200:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{path} is not served after {timeout:.0f} s")
         time.sleep(0.05)
@@ -230,7 +230,7 @@ def await_ready(server: Apiserver, running: Mapping[Path, subprocess.Popen[bytes
 def is_ready(server: Apiserver) -> bool:
     """False also while the certificate file or the socket is not there yet."""
     try:
-        return server.session.get(server.url + "/readyz", timeout=2).status_code == 200
+        return server.session.get(server.url + "/readyz", timeout=30).status_code == 200
     except (OSError, requests.RequestException):
         return False
 

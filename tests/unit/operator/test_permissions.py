@@ -58,11 +58,29 @@ def account(server: Apiserver, namespace: str, component: str, tmp_path: Path) -
         role = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name}
         binding = {**head, "kind": f"{kind}Binding", "roleRef": role, "subjects": [subject]}
         post(f"{path}/{kind.lower()}bindings", binding)
+        for permission in chosen[-1:]:  # the authorizer watches roles for itself, and knows a new one a moment later
+            eventually(lambda one=permission: may(server, namespace, component, one))
     request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
     token = post(f"{accounts}/{component}/token", request)["status"]["token"]
     kubeconfig = tmp_path / f"{component}.kubeconfig"
     kubeconfig.write_text(json.dumps(kubeconfig_content(server.url, token, server.ca_file)))
     return kubeconfig
+
+
+def may(server: Apiserver, namespace: str, component: str, permission: Permission) -> bool:
+    """Whether the apiserver lets the account do what a permission says."""
+    resource, _, subresource = permission.resource.partition("/")
+    attributes = {"verb": permission.verbs[0], "group": permission.group, "resource": resource}
+    attributes |= {"subresource": subresource} if subresource else {}
+    attributes |= {"name": NAMES[permission.resource][0]} if permission.named else {}
+    attributes |= {"namespace": namespace} if permission.scope is not Scope.CLUSTER else {}
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {"user": f"system:serviceaccount:{namespace}:{component}", "resourceAttributes": attributes},
+    }
+    answer = server.call("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
+    return bool(answer.body["status"]["allowed"])
 
 
 def cluster(namespace: str) -> dict[str, Any]:
