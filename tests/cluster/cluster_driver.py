@@ -3,6 +3,9 @@
 import json
 import os
 import platform
+import re
+import select
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +17,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROBE_IMAGE = "localhost/llmfleet/probe:1"
-COMMAND_SECONDS = 240
+COMMAND_SECONDS = 900
 
 
 def build_probe(archive: Path) -> Path:
@@ -101,6 +104,17 @@ def eventually(check: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.5)
 
 
+def kill(pid: int) -> None:
+    """End a process uncatchably and wait until it has: told to die, it still looks alive for a moment."""
+    handle = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+        ended, _, _ = select.select([handle], [], [], 60)
+    finally:
+        os.close(handle)
+    assert ended, f"process {pid} outlived SIGKILL"
+
+
 def network_namespaces() -> set[int]:
     """Return the network namespaces any process lives in."""
     found = set()
@@ -144,7 +158,8 @@ def everything() -> set[str]:
     found.update(f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines())
     for query in ("ip -o link", "ip route show table all", "iptables-save"):
         out = subprocess.run(query.split(), capture_output=True, text=True, check=True).stdout
-        found.update(f"{query}: {line}" for line in out.splitlines() if not line.startswith(("#", ":")))
+        lines = (re.sub(r" expires \d+sec", "", line) for line in out.splitlines())
+        found.update(f"{query}: {line}" for line in lines if not line.startswith(("#", ":")))
     found.update(f"cgroup {folder}" for folder, _, _ in os.walk("/sys/fs/cgroup"))
     for folder in (
         "/run/netns",
@@ -154,5 +169,6 @@ def everything() -> set[str]:
         "/var/log/pods",
         "/opt/containerd",
     ):
-        found.update(f"file {path}" for path in Path(folder).rglob("*"))
+        # What somebody else takes away meanwhile is no error to `walk`.
+        found.update(f"file {place}/{name}" for place, below, names in os.walk(folder) for name in (*below, *names))
     return found

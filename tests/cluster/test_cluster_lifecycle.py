@@ -3,15 +3,27 @@
 import os
 import random
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
-from cluster_driver import REPOSITORY, Cluster, everything, namespaces_of, network_namespaces, traces
+from cluster_driver import (
+    REPOSITORY,
+    Cluster,
+    eventually,
+    everything,
+    kill,
+    namespaces_of,
+    network_namespaces,
+    traces,
+)
 
 pytestmark = pytest.mark.cluster
 
 KILLS = 4
+# The same moments in every run, which hit something else on every machine.
+SEED = 20261
+# What a node's conditions, or a program's short-lived helper, need to settle on a busy machine.
+SETTLED_SECONDS = 120
 # A warm `up` takes about 10 s; moments beyond its end test nothing.
 LONGEST_MOMENT = 9.0
 
@@ -32,7 +44,7 @@ def test_down_leaves_nothing_and_disturbs_no_other_cluster(running: Cluster, fre
 
     fresh.run("down")
     assert traces({fresh.name}) == set()
-    assert not own & network_namespaces()
+    eventually(lambda: not own & network_namespaces(), SETTLED_SECONDS, "its networks are gone")
     new = {line for line in everything() - before if line.startswith(("mount", "iptables", "file", "ip route"))}
     assert new - traces({running.name}) == set()
     assert running.pids() == neighbour
@@ -45,33 +57,42 @@ def test_down_without_a_cluster_is_fine(fresh: Cluster) -> None:
 
 
 def test_up_finishes_what_a_killed_up_began(fresh: Cluster) -> None:
-    moments = [random.uniform(0.1, LONGEST_MOMENT) for _ in range(KILLS)]
+    dice = random.Random(SEED)
+    moments = [dice.uniform(0.1, LONGEST_MOMENT) for _ in range(KILLS)]
     for moment in moments:
         fresh.kill_after(moment, "up", "--backend", "built")
     fresh.run("up", "--backend", "built")
-    state = fresh.status()
-    assert state["healthy"], f"killed after {moments}: {state}"
-    programs = [process for process in traces({fresh.name}) if process.startswith("process")]
-    assert len(programs) == len(state["components"]), f"killed after {moments}: a program runs twice: {programs}"
+    eventually(lambda: fresh.status()["healthy"], SETTLED_SECONDS, f"killed after {moments}: {fresh.status()}")
+    parts = len(fresh.pids())
+    # Programs start helpers, which are gone in a moment; one that runs twice stays.
+    eventually(lambda: len(programs_of(fresh)) == parts, SETTLED_SECONDS, f"killed after {moments}: each runs once")
+
+
+def programs_of(cluster: Cluster) -> list[str]:
+    """The processes that carry the cluster's name."""
+    return [process for process in traces({cluster.name}) if process.startswith("process")]
 
 
 def test_down_cleans_up_after_a_killed_up_and_a_killed_down(fresh: Cluster) -> None:
-    moments = [random.uniform(0.1, LONGEST_MOMENT) for _ in range(2)]
+    dice = random.Random(SEED + 1)
+    moments = [dice.uniform(0.1, LONGEST_MOMENT) for _ in range(2)]
     for moment in moments:
         fresh.kill_after(moment, "up", "--backend", "built")
         fresh.kill_after(moment / 10, "down")
         fresh.run("down")
-        assert traces({fresh.name}) == set(), f"killed after {moments}"
+        # A command that the killed one had started may outlive it by the moment it takes to end.
+        eventually(lambda: not traces({fresh.name}), SETTLED_SECONDS, f"killed after {moments}: nothing is left")
 
 
 @pytest.mark.parametrize("component", ["etcd", "kube-apiserver", "containerd.node-1", "kubelet.node-0", "coredns"])
 def test_up_replaces_a_component_that_died(running: Cluster, component: str) -> None:
     before = running.pids()
-    os.kill(before[component], signal.SIGKILL)
+    kill(before[component])
     running.run("up")
     after = running.pids()
     assert after[component] not in (0, before[component])
-    assert running.status()["healthy"]
+    # While there was no apiserver no node could say that it is well; that is noticed, and made good, a little later.
+    eventually(lambda: running.status()["healthy"], SETTLED_SECONDS, "the cluster is well")
 
 
 def test_nodes_are_added_and_removed(fresh: Cluster, probe: Path) -> None:

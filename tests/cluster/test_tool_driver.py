@@ -117,7 +117,8 @@ def test_every_pinned_tool_is_complete() -> None:
     folders = [path.parent for path in DRIVER.parent.glob("*/go.mod")]
     assert len(folders) >= 12
     for folder in folders:
-        assert (folder / "tool.json").exists(), folder.name
+        # What is not compiled, but only fetched at its pinned version, says how.
+        assert (folder / "tool.json").exists() or os.access(folder / "fetch", os.X_OK), folder.name
         text = (folder / "go.mod").read_text()
         assert "require" not in text or (folder / "go.sum").exists(), folder.name
         assert " latest" not in text

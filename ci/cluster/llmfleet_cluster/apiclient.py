@@ -14,7 +14,7 @@ from . import pki
 from .layout import Layout
 from .shell import ClusterError
 
-TIMEOUT_SECONDS = 5.0
+TIMEOUT_SECONDS = 30.0
 FIELD_MANAGER = "llmfleet-cluster"
 
 
@@ -50,6 +50,8 @@ class ApiClient:
         except urllib.error.HTTPError as error:
             if error.code != 404:
                 raise ClusterError(f"DELETE {path}: {error.code} {error.read().decode()[:500]}") from error
+        except OSError as error:
+            raise ClusterError(f"DELETE {path}: {error}") from error
 
     def apply(self, path: str, manifest: dict[str, Any]) -> None:
         """Create or update an object by server-side apply."""

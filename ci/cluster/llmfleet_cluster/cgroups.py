@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .shell import ClusterError
 
-KILL_SECONDS = 20.0
+KILL_SECONDS = 90.0
 # What pods need on version 2; a hierarchy without one of them (an old kernel) gives what it has.
 WANTED_CONTROLLERS = ("cpuset", "cpu", "io", "memory", "pids", "hugetlb")
 
@@ -153,7 +153,7 @@ def wait_all(handles: Sequence[int], deadline: float) -> None:
     for handle in handles:
         poller = select.poll()
         poller.register(handle, select.POLLIN)
-        poller.poll(max(0.0, min(5.0, deadline - time.monotonic())) * 1000)
+        poller.poll(max(0.0, min(30.0, deadline - time.monotonic())) * 1000)
         os.close(handle)
 
 

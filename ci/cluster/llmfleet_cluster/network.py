@@ -15,7 +15,7 @@ from .cgroups import unescape
 from .layout import CONTROL_PLANE, SLOTS, Layout
 from .shell import ClusterError, attempt, run
 
-GONE_SECONDS = 10.0
+GONE_SECONDS = 90.0
 # Written inside a namespace. Bridged traffic passes the packet filter where the kernel offers it, as on any node.
 NAMESPACE_SETTINGS = (
     "echo 1 > /proc/sys/net/ipv4/ip_forward; "

@@ -202,7 +202,7 @@ def start_runtime(layout: Layout, node: str) -> None:
 
 def wait_runtime(layout: Layout, node: str) -> None:
     """Wait until containerd serves."""
-    wait_for(f"containerd of {node}", lambda: runtime_problem(layout, node), seconds=30)
+    wait_for(f"containerd of {node}", lambda: runtime_problem(layout, node), seconds=180)
 
 
 def runtime_problem(layout: Layout, node: str) -> str | None:

@@ -22,6 +22,8 @@ from .layout import Layout
 from .shell import PATH
 
 TERM_SECONDS = 5.0
+# The kernel frees what a killed process held before it is gone; etcd and the apiserver hold a lot.
+KILL_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,10 +146,10 @@ def end(handle: int, process: Running) -> None:
         return
     poller = select.poll()
     poller.register(handle, select.POLLIN)
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for number, seconds in ((signal.SIGTERM, TERM_SECONDS), (signal.SIGKILL, KILL_SECONDS)):
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(handle, number)
-        if poller.poll(TERM_SECONDS * 1000):
+        if poller.poll(seconds * 1000):
             return
 
 
