@@ -32,7 +32,7 @@ CONTROLLERS = "llmfleet-system"
 IDENTITY = f"{CONTROLLERS}/demo"
 ROUTES = "demo-router-backends"
 RELEASE = {"app.kubernetes.io/instance": "demo"}
-START_SECONDS = 240  # of a machine that is busy with other things
+START_SECONDS = 600  # of a machine that is busy with other things
 # What tenants send, and what the keys file says of them. The third may have one request open at once.
 TENANTS: dict[str, dict[str, Any]] = {
     "team-a": {},
@@ -215,5 +215,5 @@ class Fleet:
     def fault(self, instance: str, **what: Any) -> None:
         """Break one engine for a moment, through the simulator's admin port."""
         engine = self.kubelet.engines[f"{instance}-0"]
-        answer = requests.post(f"http://127.0.0.1:{engine.admin_port}/fault", data=json.dumps(what), timeout=5)
+        answer = requests.post(f"http://127.0.0.1:{engine.admin_port}/fault", data=json.dumps(what), timeout=30)
         assert answer.status_code == 200, answer.text

@@ -34,7 +34,7 @@ HAPPENED = {
     "a fleet grew": 'sum(llmfleet_autoscaler_decisions_total{fleet="serving/llama", decision="grow"}) > 0',
     "the new engine works": 'sum(vllm:generation_tokens_total{llmcluster="llama-2"}) > 0',
 }
-TRAFFIC_SECONDS = 240  # of a machine that is busy with other things; some 15 otherwise
+TRAFFIC_SECONDS = 600  # of a machine that is busy with other things; some 15 otherwise
 SETTLED_SECONDS = 8  # of scrapes after the last of it, so that rates have their points
 
 # Targets without data, with the reason why nothing is missing.

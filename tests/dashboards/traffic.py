@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import aiohttp
+import requests
 
 from dashboards.fleet import Fleet, key_of
 
@@ -37,7 +38,7 @@ class Traffic:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(60)
+        self._thread.join(300)
         assert not self._thread.is_alive()
 
     def heal(self) -> None:
@@ -66,7 +67,7 @@ class Traffic:
     async def _again(self, client: Callable[[], Awaitable[None]], pause: float) -> None:
         while not self._stop.is_set():
             # An engine that fails on command breaks connections: that is part of the traffic.
-            with suppress(aiohttp.ClientError, asyncio.TimeoutError):
+            with suppress(aiohttp.ClientError, asyncio.TimeoutError, requests.RequestException):
                 await client()
             await asyncio.sleep(pause)
 
