@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e.bed import ROOT
+from faults.ground import Ground
 from faults_long import results
 from faults_long.catalogue import SCENARIOS
 from faults_long.scenario import Scenario, run
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> int:
     say: Callable[[str], None] = lambda line: print(line, flush=True)  # noqa: E731
     say(f"{len(due)} of {len(wanted)} scenarios to run: {', '.join(one.name for one in due) or 'none'}")
     if due:
-        play(due, World(say, options=vars(asked)), asked, say)
+        play(due, World(say, Ground(asked.cluster), options=vars(asked)), asked, say)
     found = results.read(RESULTS)
     return 0 if all(results.finished(found, one.name) for one in wanted) else 1
 
@@ -75,6 +76,7 @@ def parsed(arguments: list[str], names: list[str]) -> argparse.Namespace:
         "--publish", action="store_true", help="write docs/faults.json and the tables of docs/faults.md"
     )
     parser.add_argument("--keep", action="store_true", help="leave the cluster up")
+    parser.add_argument("--cluster", default="long", help="the name of the cluster, to run several at once")
     parser.add_argument("--seed", type=int, default=1, help="of what is chosen by chance")
     parser.add_argument("--requests", type=int, default=1_000_000, help="length of the soak")
     parser.add_argument("--away", type=float, default=600.0, help="seconds without a control plane")

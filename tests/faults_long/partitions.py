@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
-from e2e.bed import eventually
+from e2e.bed import Manifest, eventually
 from e2e.load import Load, Reconnect, open_loop
 from faults_long.incident import Incident, count, named, spread
 from faults_long.packets import delayed, dropped, filtered, has_netem, refused, thinned
@@ -75,22 +75,35 @@ def play(
         url = f"http://{router['status']['podIP']}:8080"
         with open_loop(url, "parted", RATE, TOKENS, reconnect=Reconnect(times=2)) as load:
             settled(8)
-            begin = incident.note("the network between router and engine breaks")
-            out = 0.0
+            incident.note("breaking the network between router and engine")
             with breaks(world, ranges):
-                while time.time() < begin + BROKEN_SECONDS:
-                    if not out and not world.offers(router, "parted-far"):
-                        out = incident.note(f"the router leaves it out: {world.view(router)['parted-far']['out']}")
-                    time.sleep(0.2)
+                begin = incident.note("it is broken")
+                out, again = watch(world, incident, router, begin)
+                incident.note("mending it")
             mended = incident.note("mended")
             eventually(lambda: world.offers(router, "parted-far"), 90)
-            back = incident.note("the router uses it again")
+            back = incident.note("the router uses it")
             settled(5)
-        judge(incident, load, begin, mended, out - begin if out else None, noticed)
+        judge(incident, load, begin, out - begin if out else None, noticed)
+        incident.figure("times it was used again while it was broken", again)
         incident.figure("seconds until it was used again", back - mended)
 
 
-def judge(incident: Incident, load: Load, begin: float, mended: float, out: float | None, noticed: bool) -> None:
+def watch(world: World, incident: Incident, router: Manifest, begin: float) -> tuple[float, int]:
+    """Look for three quarters of a minute: when the engine was left out first, and how often it was used again."""
+    out, again, used = 0.0, 0, True
+    while time.time() < begin + BROKEN_SECONDS:
+        now = world.offers(router, "parted-far")
+        if used and not now:
+            moment = incident.note(f"the router leaves it out: {world.view(router)['parted-far']['out']}")
+            out = out or moment
+        again += now and not used
+        used = now
+        time.sleep(0.2)
+    return out, again
+
+
+def judge(incident: Incident, load: Load, begin: float, out: float | None, noticed: bool) -> None:
     """What had not begun is answered, what had says so within the stall timeout."""
     count(incident, load)
     lost = load.failures()

@@ -16,6 +16,7 @@ from faults_long.loads import Jobs, asking, takes_jobs
 from faults_long.scenario import Scenario
 from faults_long.world import DISK_NODE, REDIS, World, settled
 
+SERVER = "redis-server *:6379"  # it writes its own title
 KILLS = 3
 FULL_SECONDS = 25.0
 
@@ -51,7 +52,7 @@ def killed(world: World, incident: Incident) -> None:
         settled(8)
         longest = 0.0
         for number in range(KILLS):
-            death = kill_in(redis_of(world)["metadata"]["uid"], "redis-server")
+            death = kill_in(redis_of(world)["metadata"]["uid"], SERVER)
             incident.note(f"Redis killed ({number + 1})", death.killed)
             eventually(lambda: takes_jobs(jobs), 120)
             longest = max(longest, incident.note("jobs are accepted again") - death.killed)
@@ -101,7 +102,7 @@ def disk_full(world: World, incident: Incident) -> None:
         eventually(lambda: takes_jobs(jobs), 120)
         incident.figure("seconds until jobs were accepted again", incident.note("jobs are accepted again") - room)
         settled(5)
-        incident.note("Redis killed", kill_in(redis_of(world)["metadata"]["uid"], "redis-server").killed)
+        incident.note("Redis killed", kill_in(redis_of(world)["metadata"]["uid"], SERVER).killed)
         eventually(lambda: takes_jobs(jobs), 120)
         incident.note("jobs are accepted again")
         settled(3)

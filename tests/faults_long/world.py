@@ -23,7 +23,7 @@ from e2e.bed import RELEASE, ROOT, Bed, Manifest, engine_spec, eventually, run, 
 from faults.ground import Ground
 from faults_long.packets import clear
 
-NAME, NAMESPACE = "long", "llmfleet-long"
+NAMESPACE = "llmfleet-long"
 NODES = ("node-0", "node-1", "node-2")
 ROUTERS = "app.kubernetes.io/component=router"
 REDIS = "app.kubernetes.io/component=redis"
@@ -41,7 +41,7 @@ class World:
     """The cluster, the release in it, and what a scenario may ask of both."""
 
     say: Callable[[str], None]
-    ground: Ground = field(default_factory=lambda: Ground(NAME))
+    ground: Ground
     random: random.Random = field(default_factory=random.Random)
     options: Mapping[str, Any] = field(default_factory=dict)
     bed: Bed = field(init=False)
@@ -66,8 +66,8 @@ class World:
 
     def take_a_share(self) -> None:
         """Count as many processes, not as one, beside whatever else runs on this machine; else nodes die of hunger."""
-        for file, value in (("cpu/llmfleet-long/cpu.shares", "20480"), ("llmfleet-long/cpu.weight", "2000")):
-            path = Path("/sys/fs/cgroup") / file
+        for file, value in (("cpu/{}/cpu.shares", "20480"), ("{}/cpu.weight", "2000")):
+            path = Path("/sys/fs/cgroup") / file.format(f"llmfleet-{self.ground.name}")
             if path.exists():
                 path.write_text(value)
 
@@ -140,7 +140,7 @@ class World:
 
     def cluster(self, *words: str) -> str:
         """Ask the cluster tool."""
-        return run([ROOT / "ci/cluster/cluster", *words, "--name", NAME])
+        return run([ROOT / "ci/cluster/cluster", *words, "--name", self.ground.name])
 
     def kubectl(self, *words: str, stdin: str | None = None) -> str:
         """Ask kubectl."""
