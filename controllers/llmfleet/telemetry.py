@@ -185,6 +185,7 @@ class RouterMetrics:
         self.access_log_dropped = 0
         self.quota_refusals: dict[tuple[str, str], int] = {}  # by tenant and limit
         self.connections_refused = 0
+        self.spans: Counter[str] = Counter()  # by what became of them
 
     def model(self, name: str) -> ModelStats:
         """Return the counters of a served model; "" is for requests that never reached one."""
@@ -321,6 +322,14 @@ class RouterMetrics:
             "llmfleet_router_document_errors",
             "Backends documents refused; the last good one stayed.",
             self.document_errors,
+        )
+        yield _labelled(
+            CounterMetricFamily(
+                "llmfleet_router_spans",
+                "Spans by result: sent, dropped (the queue was full), failed, rejected (by the collector).",
+                labels=["result"],
+            ),
+            (((result,), count) for result, count in list(self.spans.items())),
         )
         info = GaugeMetricFamily("llmfleet_router_build_info", "1, with the version.", labels=["version"])
         info.add_metric([VERSION], 1)

@@ -15,10 +15,11 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
+from llmfleet.names import VERSION
 from llmfleet.router.admin.app import admin, gauges, registry_of, start_drain
 from llmfleet.router.client import check
 from llmfleet.router.clients.proxy import Client
@@ -28,6 +29,9 @@ from llmfleet.router.peers.client import Gossip
 from llmfleet.router.pick import Backend
 from llmfleet.router.proxy import Router
 from llmfleet.telemetry import RouterMetrics
+
+if TYPE_CHECKING:  # only for routers with a collector of spans
+    from llmfleet.router.tracing.client import Exporter
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +149,7 @@ class App:
 
             self.router.jobs = Jobs(self.router, pod)
             registry.register(self.router.jobs.metrics)
+        self.spans = spans_of(self.router, pod)
         self.checks = Checks(self.router)
         self._timers: list[asyncio.Task[None]] = []
         self.port = self.admin_port = 0
@@ -166,6 +171,8 @@ class App:
         self.admin_port = self._runner.addresses[0][1]
         if self.router.jobs is not None:
             self.router.jobs.start()
+        if self.spans is not None:
+            self.spans.start()
         self._timers = [
             loop.create_task(repeat(WATCH_SECONDS, self.watch.look)),
             loop.create_task(repeat(FLUSH_SECONDS / 4, self.access_log.flush)),
@@ -227,6 +234,22 @@ class App:
         self.gossip.close()
         await self._runner.cleanup()
         self.access_log.close()
+        if self.spans is not None:
+            await self._loop.run_in_executor(None, self.spans.close)
+
+
+def spans_of(router: Router, pod: str) -> Exporter | None:
+    """Have the router tell its requests in spans, if there is a collector for them."""
+    otel = router.settings.otel
+    if not otel.endpoint:
+        return None
+    from llmfleet.router.tracing.client import Exporter
+    from llmfleet.router.tracing.relay import Tracer
+
+    resource = {"service.name": otel.service_name, "service.version": VERSION, "service.instance.id": pod}
+    exporter = Exporter(otel.endpoint, router.metrics, resource, VERSION, max_queue=otel.max_queued_spans)
+    router.tracer = Tracer(router, otel.sample_ratio, exporter.offer)
+    return exporter
 
 
 def let_in(door: socket.socket) -> Iterator[socket.socket]:

@@ -13,6 +13,8 @@ from typing import Any, Final, Literal, cast
 
 CONNECTION_RESERVE: Final = 128  # descriptors for the admin port, files, the event loop and the engines' idle ones
 DEFAULT_CLASS: Final = "standard"  # of tenants that name none
+_PORT: Final = r":(?:[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])"
+_ENDPOINT: Final = rf"|https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?:{_PORT})?(?:/[\w./%~-]*)?"
 
 
 class SettingsError(ValueError):
@@ -129,6 +131,16 @@ class AccessLog:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Otel:
+    """Where spans of requests go; without an endpoint none are made."""
+
+    endpoint: str = word("", pattern=_ENDPOINT, say="write http://HOST:PORT or https://HOST:PORT, without a password")
+    sample_ratio: float = setting(1.0, 0, 1)
+    service_name: str = word("llmfleet-router", pattern=r"[\w./-]{1,100}", say="write letters, digits, . _ / -")
+    max_queued_spans: int = setting(8192, 64, 1 << 20)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Redis:
     """Where jobs are stored; without a URL there are none."""
 
@@ -211,6 +223,7 @@ class Settings:
     disaggregation: Disaggregation = Disaggregation()
     body: Body = Body()
     access_log: AccessLog = AccessLog()
+    otel: Otel = Otel()
     affinity: Affinity = Affinity()
     classes: Mapping[str, int] = field(default_factory=lambda: {"high": -10, "standard": 0, "low": 10})
     forward_headers: tuple[str, ...] = (
@@ -238,6 +251,7 @@ SECTIONS: Final[dict[str, Any]] = {
     "disaggregation": Disaggregation,
     "body": Body,
     "access_log": AccessLog,
+    "otel": Otel,
     "affinity": Affinity,
 }
 _HEADER: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")

@@ -26,6 +26,7 @@ from llmfleet.router.relay import Exchange
 from llmfleet.router.request import head_pattern
 from llmfleet.router.retries import Quarantine
 from llmfleet.router.shares import Room
+from llmfleet.router.tracing.context import FIELD_NAMES
 from llmfleet.router.usage import Record
 from llmfleet.router.waits import Waits, retry_after, why_rejected
 from llmfleet.telemetry import RouterMetrics
@@ -33,6 +34,7 @@ from llmfleet.telemetry import RouterMetrics
 if TYPE_CHECKING:  # Redis' client is only for routers with jobs, and clients know their router
     from llmfleet.router.clients.proxy import Client
     from llmfleet.router.jobs.app import Jobs
+    from llmfleet.router.tracing.relay import Tracer
 log = logging.getLogger(__name__)
 FIRST_REQUEST_SECONDS: Final = 1.0  # a connection this young was made to ask something: its request may be unread yet
 
@@ -80,7 +82,11 @@ class Router:
         metrics.quota_refusals = self.quotas.refused
         self.records: list[Record] | None = [] if settings.access_log.enabled else None  # for the access log
         self.wall_offset = 0.0  # from the loop's clock to the wall's
-        self.head_pattern = head_pattern(settings.forward_headers, keyed=keyed)
+        self.tracer: Tracer | None = None
+        forwarded = settings.forward_headers
+        if settings.otel.endpoint:  # an engine's spans are children of ours then, not of the client's
+            forwarded = tuple(name for name in forwarded if name not in FIELD_NAMES)
+        self.head_pattern = head_pattern(forwarded, keyed=keyed)
         # Unique over processes and restarts; engines derive their own ids from it.
         prefix = b"req-" + secrets.token_hex(8).encode()
         self.ids = map((prefix + b"%08x").__mod__, itertools.count())

@@ -11,6 +11,7 @@ import asyncio
 import re
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, cast
@@ -25,6 +26,7 @@ from llmfleet.router.policy import Origin
 from llmfleet.router.relay import Exchange
 from llmfleet.router.request import RequestReader
 from llmfleet.router.sse import Dialect
+from llmfleet.router.tracing.spans import Asked
 
 if TYPE_CHECKING:  # Redis' client is only for routers with jobs, and the router knows its clients
     from llmfleet.router.jobs.proxy import Call
@@ -269,9 +271,10 @@ class Client(asyncio.Protocol):
             return
         keep_alive = reader.keep_alive and not self._ignored and not router.draining
         stats = router.metrics.model(pool.name)
-        self._exchange = exchange = exchange_for(pool)(
-            router, self, origin, admitted, pool, stats, next(router.ids), keep_alive, now
-        )
+        make: Callable[..., Exchange] = exchange_for(pool)
+        if router.tracer is not None:
+            make, origin = router.tracer.adopt(exchange_for(pool), origin, reader.head)
+        self._exchange = exchange = make(router, self, origin, admitted, pool, stats, next(router.ids), keep_alive, now)
         exchange.lease = lease
         affinity = router.affinity
         if affinity is not None and route.streams and (len(pool.open) > 1 or pool.disaggregated):
@@ -400,15 +403,20 @@ class Client(asyncio.Protocol):
         self.answered(keep_alive)
 
     def _refuse(self, refusal: Refusal, *, keep_alive: bool, dialect: Dialect = Dialect.PLAIN) -> None:
-        stats = self._router.metrics.model("")
+        router = self._router
+        stats = router.metrics.model("")
         stats.refusals[refusal.code] += 1
         status, extra, body = errors.render(refusal, dialect)
+        path = policy.path_of(self._reader.target)
         stats.requests[(status, "refused")] += 1
         if refusal.code is Code.METHOD_NOT_ALLOWED:
-            extra += b"allow: %b\r\n" % (policy.allowed_method(policy.path_of(self._reader.target)) or b"")
+            extra += b"allow: %b\r\n" % (policy.allowed_method(path) or b"")
         with_body = self._reader.method != b"HEAD"
-        request_id = next(self._router.ids)
-        self._router.refused(request_id, self.tenant, policy.path_of(self._reader.target), status, refusal.code)
+        request_id = next(router.ids)
+        router.refused(request_id, self.tenant, path, status, refusal.code)
+        if router.tracer is not None:
+            asked = Asked(self._reader.method, path, self.tenant, request_id)
+            router.tracer.refused(asked, self._reader.head, status, refusal.code)
         self.write(
             http1.reply(
                 status,

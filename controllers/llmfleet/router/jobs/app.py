@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from llmfleet.router import keys, policy
@@ -115,6 +116,7 @@ class Jobs:
     ) -> Call:
         """Store a request; `body` is the client's own, `asked` whether it asked for a job itself."""
         key = rules.idempotency_key(head)
+        trace, stands = (None, b"") if self._router.tracer is None else self._router.tracer.begin(head)
         request = Request(
             id=job_id(secrets.token_bytes(ID_BYTES)),
             tenant=tenant.name,
@@ -122,7 +124,7 @@ class Jobs:
             klass=self._classes[min(tenant.klass, len(self._classes) - 1)],
             path=route.path,
             body=body,
-            fields=fields,
+            fields=fields + stands,
             idempotency=rules.digest(key) if key else "",
             digest=rules.digest(route.path, body) if key else "",
         )
@@ -133,6 +135,8 @@ class Jobs:
             lambda call: self.desk.store(call, request, head, limit, asked=asked),
             route.path,
             route.dialect,
+            b"POST",
+            trace,
         )
 
     def answer(self, connection: Connection, method: bytes, target: bytes, head: bytes, tenant: str = "") -> Call:
@@ -141,11 +145,13 @@ class Jobs:
         if asked is None:
             raise rules.missing()
         desk, router = self.desk, self._router
+        trace = None if router.tracer is None else router.tracer.begin(head)[0]
         if method == b"DELETE":
-            return Call(router, connection, lambda call: desk.cancel(asked, tenant))
+            return Call(router, connection, lambda call: desk.cancel(asked, tenant), method=method, trace=trace)
         if asked.result:
-            return Call(router, connection, lambda call: desk.result(call, asked, tenant, head))
-        return Call(router, connection, lambda call: desk.status(asked, tenant))
+            work = partial(desk.result, target=asked, tenant=tenant, head=head)
+            return Call(router, connection, work, method=method, trace=trace)
+        return Call(router, connection, lambda call: desk.status(asked, tenant), method=method, trace=trace)
 
     # ---- running ----
 
@@ -160,10 +166,14 @@ class Jobs:
         admitted = policy.admit(route, claim.body, router.settings, tenant.ours)
         keys.check_model(tenant, admitted.model)
         pool = router.pool(admitted.model)
-        exchange = exchange_for(pool)(
+        make: Callable[..., Exchange] = exchange_for(pool)
+        origin = policy.Origin(route=route, tenant=tenant, fields=claim.fields)
+        if router.tracer is not None:
+            make, origin = router.tracer.resume(exchange_for(pool), origin)
+        exchange = make(
             router,
             collector,
-            policy.Origin(route=route, tenant=tenant, fields=claim.fields),
+            origin,
             admitted,
             pool,
             router.metrics.model(pool.name),

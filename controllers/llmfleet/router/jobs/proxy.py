@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import orjson
 
@@ -25,7 +25,11 @@ from llmfleet.router.jobs.rules import Redirect, Target
 from llmfleet.router.keys import Tenant
 from llmfleet.router.limits import Queue
 from llmfleet.router.sse import Dialect
+from llmfleet.router.tracing.spans import Asked
 from llmfleet.telemetry import JobMetrics
+
+if TYPE_CHECKING:  # only for routers with a collector of spans
+    from llmfleet.router.tracing.relay import Trace
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +79,7 @@ class Reply:
 class Call:
     """One request about jobs on one connection."""
 
-    __slots__ = ("_connection", "_dialect", "_gone", "_path", "_router", "_task", "_tenant")
+    __slots__ = ("_connection", "_dialect", "_gone", "_method", "_path", "_router", "_task", "_tenant", "_trace")
 
     def __init__(
         self,
@@ -84,9 +88,11 @@ class Call:
         work: Callable[[Call], Awaitable[Reply]],
         path: bytes = rules.PREFIX,
         dialect: Dialect = Dialect.PLAIN,
+        method: bytes = b"POST",
+        trace: Trace | None = None,
     ) -> None:
         self._router, self._connection, self._dialect = router, connection, dialect
-        self._path, self._tenant = path, connection.tenant
+        self._method, self._path, self._tenant, self._trace = method, path, connection.tenant, trace
         self._gone = False
         self._task = router.loop.create_task(self._answer(work))
 
@@ -118,6 +124,8 @@ class Call:
         request_id = self._router.next_id()
         outcome = "refused" if reply.reason else "job"
         self._router.refused(request_id, self._tenant, self._path, reply.status, reply.reason, outcome)
+        if self._trace is not None:
+            self._trace.answered(Asked(self._method, self._path, self._tenant, request_id), reply.status, reply.reason)
         self._connection.write(rendered(reply, request_id, keep_alive))
         self._connection.answered(keep_alive)
 
