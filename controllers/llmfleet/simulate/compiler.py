@@ -14,14 +14,27 @@ from typing import Any, Final, TypeVar
 F = TypeVar("F", bound=Callable[..., Any])
 
 COMPILED: Final = find_spec("numba") is not None
+WORTH: Final = 50_000
+"""Requests; the first compilation takes half a minute, which fewer of them do not make good."""
 
 
 def fast(function: F) -> F:
     """The function as fast as it can be had; nothing about floats is relaxed."""
     if not COMPILED:
         return function
-    compiled: F = import_module("numba").njit(cache=True)(function)
+    numba = import_module("numba")
+    try:
+        compiled: F = numba.njit(cache=True)(function)
+    except RuntimeError:
+        # Nowhere to keep the machine code: it is made anew in each process.
+        compiled = numba.njit(function)
     return compiled
+
+
+def suited(function: F, requests: int) -> F:
+    """The function as it is best used for so many requests."""
+    plain: F = getattr(function, "py_func", function)
+    return function if requests >= WORTH else plain
 
 
 def floats(values: Iterable[float]) -> Any:

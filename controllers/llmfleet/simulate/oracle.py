@@ -20,7 +20,7 @@ from typing import Final
 
 from llmfleet.api.types import Role
 from llmfleet.capacity.capacity import Capacity
-from llmfleet.simulate.compiler import floats
+from llmfleet.simulate.compiler import floats, suited
 from llmfleet.simulate.fleet import DRAIN
 from llmfleet.simulate.kernel import moments_of
 from llmfleet.simulate.kernel_fleet import spread
@@ -41,7 +41,8 @@ def loads(trace: Trace, capacity: Capacity, role: Role) -> list[float]:
         decodes.append(output * (steps.b + steps.d * (prompt + output / 2)) if role is not Role.PREFILL else 0.0)
         lasting.append(output * pace)
     bins, change = floats([0.0] * size), floats([0.0] * (size + 1))
-    spread(moments_of(trace), floats(prefills), floats(decodes), floats(lasting), BIN, bins, change)
+    parts = floats(prefills), floats(decodes), floats(lasting)
+    suited(spread, len(trace))(moments_of(trace), *parts, BIN, bins, change)
     return [float(work + rate) / BIN for work, rate in zip(bins, itertools.accumulate(change), strict=False)]
 
 

@@ -16,7 +16,7 @@ from llmfleet.api.types import Role
 from llmfleet.capacity.profiles import Profile
 from llmfleet.scale.fleet import Fleet
 from llmfleet.scale.signals import Observation
-from llmfleet.simulate.compiler import COMPILED
+from llmfleet.simulate.compiler import COMPILED, WORTH
 from llmfleet.simulate.drive import Drive
 from llmfleet.simulate.packed import PackedDrive
 from llmfleet.simulate.policies import Policy
@@ -90,9 +90,11 @@ def run(
     draw: Draw,
     progress: Callable[[float], None] = lambda _share: None,
     *,
-    packed: bool = COMPILED,
+    packed: bool | None = None,
 ) -> tuple[Report, list[Tick]]:
-    """One policy over one trace."""
+    """One policy over one trace; the form of the fleets changes the time it takes and nothing else."""
+    if packed is None:
+        packed = COMPILED and len(trace) >= WORTH
     stage: Stage = (PackedDrive if packed else Drive).of(trace, scenario, draw)
     for role, sim in stage.sims.items():
         sim.start(scenario.first[role], ready=True)

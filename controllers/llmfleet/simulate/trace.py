@@ -13,7 +13,9 @@ import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+from llmfleet.simulate.compiler import fast, floats, integers, suited
 
 
 class Draw(Protocol):
@@ -101,25 +103,48 @@ def thicken(trace: Trace, copies: int, jitter: float, draw: Draw) -> Trace:
     """`copies` requests for each, moved by a Gaussian of `jitter` seconds."""
     if copies <= 1 or not len(trace):
         return trace
-    end, size, gauss = trace.end, len(trace), draw.gauss
+    end, size = trace.end, len(trace)
+    count = copies * size
     # A moment and a place in one float that is exact: floats are sorted several times faster than pairs.
     ticks = 2.0 ** math.floor(math.log2(2.0**52 / size / max(end, 1.0)))
-    keys = [
-        math.floor(reflected(at + gauss(0.0, jitter), end) * ticks) * float(size) + (place + copy) % size
-        for copy in range(copies)
-        for place, at in enumerate(trace.at)
-    ]
+    lots = floats([draw.random() for _ in range(count + count % 2)])
+    keys = floats([0.0] * count)
+    suited(scatter, count)(floats(trace.at), lots, jitter, end, ticks, keys)
     keys.sort()
-    which = array("l", (int(key % size) for key in keys))
-    at = array("d", (key // size / ticks for key in keys))
-    return Trace(at, array("l", (trace.which[place] for place in which)), trace.prompts, trace.outputs)
+    at, places = floats([0.0] * count), integers([0] * count)
+    suited(gather, count)(keys, size, ticks, integers(trace.which), at, places)
+    return Trace(array("d", at), array("q", places), trace.prompts, trace.outputs)
 
 
+@fast
+def scatter(moments: Any, lots: Any, jitter: float, end: float, ticks: float, keys: Any) -> None:
+    """A moved moment and a place for each copy; lots become Gaussians in pairs, as `random.gauss` makes them."""
+    size, kept = len(moments), 0.0
+    for n in range(len(keys)):
+        if n % 2 == 0:
+            angle, length = lots[n] * 2.0 * math.pi, math.sqrt(-2.0 * math.log(1.0 - lots[n + 1]))
+            moved, kept = math.cos(angle) * length, math.sin(angle) * length
+        else:
+            moved = kept
+        copy, place = n // size, n % size
+        moment = reflected(moments[place] + (0.0 + moved * jitter), end)
+        keys[n] = math.floor(moment * ticks) * float(size) + (place + copy) % size
+
+
+@fast
+def gather(keys: Any, size: int, ticks: float, which: Any, at: Any, places: Any) -> None:
+    """Moments and places of lengths, from sorted keys."""
+    for n in range(len(keys)):
+        places[n] = which[int(keys[n] % size)]
+        at[n] = keys[n] // size / ticks
+
+
+@fast
 def reflected(moment: float, end: float) -> float:
     """A moment that left the trace comes back in."""
     if 0 <= moment <= end:
         return moment
     if end <= 0:
         return 0.0
-    moment = math.fmod(abs(moment), 2 * end)
+    moment = abs(moment) % (2 * end)
     return min(moment, 2 * end - moment)

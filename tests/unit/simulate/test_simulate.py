@@ -23,6 +23,7 @@ from llmfleet.api.types import Role
 from llmfleet.capacity.profiles import PROFILES, Profile, StepTime
 from llmfleet.kube.refs import LLMCLUSTER, Key
 from llmfleet.scale.signals import Observation
+from llmfleet.simulate import compiler
 from llmfleet.simulate.engine import Engine, Job, steps_within
 from llmfleet.simulate.fleet import Sim
 from llmfleet.simulate.grid import summary
@@ -195,6 +196,17 @@ def test_thickening_keeps_pairs_of_lengths_and_stays_within_the_trace() -> None:
     assert all(before.at <= after.at for before, after in itertools.pairwise(thick))
     assert list(thick) == list(thicken(thin, 7, 300.0, random.Random(3)))
     assert list(thick) != list(thicken(thin, 7, 300.0, random.Random(4)))
+
+
+def test_thickening_is_the_same_as_machine_code_and_as_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it draws as `random.gauss` does, two at a time: the moments of an odd number of copies are known."""
+    thin = trace_of([Request(float(n), n + 1, 1) for n in range(501)])
+    plain = thicken(thin, 3, 40.0, random.Random(5))
+    monkeypatch.setattr(compiler, "WORTH", 1)
+    assert list(thicken(thin, 3, 40.0, random.Random(5))) == list(plain)
+    draw = random.Random(5)
+    moved = sorted(min(abs(at), 1000 - abs(at)) for _ in range(3) for at in (n + draw.gauss(0, 40) for n in range(501)))
+    assert list(plain.at) == pytest.approx(moved, abs=1e-6)
 
 
 def test_a_copy_keeps_its_time_of_day_and_the_lengths_of_it() -> None:
