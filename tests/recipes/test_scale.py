@@ -47,7 +47,7 @@ def test_after_a_first_size_the_hpa_controller_sets_the_next_by_the_scale_subres
     thing["metadata"]["name"] = f"by-{recipe}"
     assert server.call("POST", kinds.path(thing), thing).status == 201
     path = f"{kinds.path(thing)}/by-{recipe}"
-    # A size that nobody has set cannot be read, by KEDA as little as by an HPA: so the pages begin with `kubectl scale`.
+    # A size that nobody has set cannot be read, by KEDA or by an HPA: so the pages begin with `kubectl scale`.
     unset = server.call("GET", f"{path}/scale")
     assert (unset.status, "does not exist" in unset.message) == (500, True), unset.message
     first = server.call("PATCH", f"{path}/scale", {"spec": {"replicas": 2}}, content_type=MERGE)
