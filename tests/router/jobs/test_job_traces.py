@@ -2,16 +2,25 @@
 
 from dataclasses import replace
 
+import pytest
 from bed import CHAT, Bed, scenario
 from collector import Collector, attributes
 from engine import ok
 from test_jobs import JobBed
 
 from llmfleet.router.limits import parse_settings
+from llmfleet.router.tracing import client
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 CHOSEN = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "rojo=1"}
 ROUTE = "/v1/chat/completions"
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """However busy the machine is: what is on its way to the collector arrives."""
+    monkeypatch.setattr(client, "FAREWELL_SECONDS", 60.0)
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 60.0)
 
 
 def bed(server, collector, **otel) -> Bed:
