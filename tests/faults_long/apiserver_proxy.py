@@ -14,7 +14,7 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
@@ -76,7 +76,10 @@ class Misbehaving:
             return refusal(429, "TooManyRequests", {"Retry-After": "1"})
         if mood is Mood.GONE and watching:
             return refusal(410, "Expired")
-        return await self.forward(request, watching, mood)
+        try:
+            return await self.forward(request, watching, mood)
+        except ConnectionError:  # its client is gone
+            return web.Response()
 
     async def forward(self, request: web.Request, watching: bool, mood: Mood) -> web.StreamResponse:
         """Pass a request on, and its answer back piece by piece."""
@@ -98,8 +101,7 @@ class Misbehaving:
                 if watching and mood is Mood.SLOW:
                     await asyncio.sleep(5)
                 await answer.write(piece)
-            with suppress(ConnectionError):
-                await answer.write_eof()
+            await answer.write_eof()
             return answer
 
     def run(self, started: threading.Event, stopped: threading.Event) -> None:

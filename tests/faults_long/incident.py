@@ -59,10 +59,10 @@ def count(incident: Incident, load: Load, what: str = "requests") -> None:
 
 def named(outcomes: Iterable[Outcome], began: float) -> list[str]:
     """Say of lost requests what became of them, alike ones together."""
-    words = Counter(f"{one.kind} {one.status or ''} {one.detail[:160]}".strip() for one in outcomes)
+    words = Counter(f"{one.kind} {one.status or ''} {one.detail[:60]}".strip() for one in outcomes)
     first: dict[str, float] = {}
     for one in outcomes:
-        word = f"{one.kind} {one.status or ''} {one.detail[:160]}".strip()
+        word = f"{one.kind} {one.status or ''} {one.detail[:60]}".strip()
         first[word] = min(first.get(word, one.begin), one.begin)
     return [f"{number} x {word} (first begun at {first[word] - began:.1f} s)" for word, number in words.most_common(12)]
 
