@@ -67,6 +67,15 @@ def test_every_page_says_what_it_solves_what_to_look_at_and_how_it_was_proven(pa
     assert f"({page.name})" in INDEX.read_text()
 
 
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
+def test_every_file_that_a_command_names_exists(page: Path) -> None:
+    named = set(
+        re.findall(r"(?<![\w/$.-])((?:docs|values|charts|tests|ci)/[\w./-]+\.(?:yaml|py|md))", page.read_text())
+    )
+    assert named
+    assert [name for name in sorted(named) if not (FOLDER.parents[1] / name).exists()] == []
+
+
 @pytest.mark.parametrize("path", manifests(), ids=name_of)
 def test_a_page_names_every_kind_that_no_test_could_check(path: Path) -> None:
     unchecked = {one["kind"] for one in objects(path) if (one["apiVersion"], one["kind"]) in UNKNOWN}
