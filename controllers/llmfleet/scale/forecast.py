@@ -113,6 +113,17 @@ def adapt(memory: Memory, *, missed: float, budget: float) -> Memory:
     return replace(memory, alpha=min(ALPHA_HIGH, max(ALPHA_LOW, alpha)))
 
 
+def fresh(memory: Memory, budget: float) -> Memory:
+    """A memory without a look and without a past begins at a quantile that suits its budget.
+
+    Misses would move it there in hours, and each lesson is a miss: with a budget of a thousandth, a first quantile of
+    0.9 missed eleven times the budget in three hours of a trace, and 0.97 a quarter of it at no more cost.
+    """
+    if memory.points or memory.ratios:
+        return memory
+    return replace(memory, alpha=min(ALPHA_HIGH, max(memory.alpha, 1 - math.sqrt(budget))))
+
+
 def request_weight(points: tuple[Point, ...]) -> float:
     """Requests of the last look over their mean."""
     usual = sum(point.requests for point in points) / len(points) if points else 0.0

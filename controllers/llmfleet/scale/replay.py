@@ -20,7 +20,7 @@ from llmfleet.kube.refs import Manifest
 from llmfleet.scale import ratio
 from llmfleet.scale.decide import Decision, decide
 from llmfleet.scale.fleet import Fleet, seconds_of, shape_of
-from llmfleet.scale.forecast import adapt, forecast
+from llmfleet.scale.forecast import adapt, forecast, fresh
 from llmfleet.scale.look import View, look
 from llmfleet.scale.memory import Memory, about, begin, restored
 from llmfleet.scale.misses import missed_share
@@ -74,6 +74,7 @@ def step_role(
 ) -> tuple[Decision, View, Memory]:
     """Look, learn whether there was enough, propose, decide."""
     window = max([float(rule.window_seconds) for rule in rules.metrics], default=0.0)
+    memory = fresh(memory, float(spec.work_budget.slo.error_budget))
     memory, view = look(
         about(memory, table_of(capacity, rules.instance_template.spec)),
         seen,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llmfleet.api.types import Role
 from llmfleet.capacity.capacity import Capacity
 from llmfleet.capacity.profiles import FALLBACK, PROFILES
-from llmfleet.scale.forecast import adapt, judge, quantile
+from llmfleet.scale.forecast import adapt, fresh, judge, quantile
 from llmfleet.scale.learn import OUTLIERS, learn
 from llmfleet.scale.memory import (
     ALPHA_HIGH,
@@ -218,3 +218,14 @@ def test_many_contradictions_in_a_row_undo_what_was_learned_and_fewer_do_not() -
     for _ in range(400):
         learned = learn(learned, contradiction, guess, 15.0)
     assert 0.7 < learned.work < 1.0
+
+
+@pytest.mark.parametrize(("budget", "alpha"), [(0.5, 0.9), (0.01, 0.9), (0.001, 0.9684), (1e-9, ALPHA_HIGH)])
+def test_a_small_budget_begins_at_a_high_quantile(budget: float, alpha: float) -> None:
+    assert fresh(begin(START), budget).alpha == pytest.approx(alpha, abs=1e-4)
+
+
+def test_what_was_learned_is_not_begun_anew() -> None:
+    """A memory that has seen peaks keeps its quantile, also when its looks are gone."""
+    memory = memory_of([0.1, 0.3], alpha=0.6)
+    assert fresh(memory, 0.001) is memory
