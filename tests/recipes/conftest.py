@@ -15,13 +15,15 @@ from recipes.asking import Kinds
 
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 # A busy machine takes its time over thirty CRDs; nothing is asserted about it.
-PATIENCE = 300.0
+PATIENCE = 900.0
+# A CRD with many rules is compiled before it is answered, which may take longer than the usual minute.
+LONG_REQUESTS = ("--request-timeout=15m",)
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apiserver]:
     """Nothing acts on what it stores: no operator of another project runs, nor any webhook."""
-    with running_apiserver(tmp_path_factory.mktemp("recipes")) as running:
+    with running_apiserver(tmp_path_factory.mktemp("recipes"), arguments=LONG_REQUESTS) as running:
         own = sorted((CHARTS / "llmfleet-crds" / "crds").glob("*.yaml"))
         install(running, [*own, *sorted(foreign_crds().iterdir())])
         yield running
