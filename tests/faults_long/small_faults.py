@@ -45,7 +45,7 @@ def no_room(pod_uid: str) -> Iterator[None]:
         run([*inside, "sh", "-c", f"head -c 4096 /dev/zero > {FOLDER}/filler"])
         yield
     finally:
-        run([*inside, "umount", "--lazy", FOLDER])
+        run([*inside, "umount", "-l", FOLDER])
 
 
 def disk_full(world: World, incident: Incident) -> None:
