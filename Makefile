@@ -24,20 +24,22 @@ test: ## Everything a merge needs: lint, unit, charts, images, real cluster, rea
 setup: ## Make .venv from the hash-locked requirements
 	@ci/setup
 
-.PHONY: lint unit crds charts rules dashboards images-test cluster-test e2e faults
+.PHONY: lint unit crds charts recipes rules dashboards images-test cluster-test e2e faults
 lint: ## Formatter, linter, types, layers, generated files
 	@ci/check lint
 unit: ## Unit, property, golden, router and simulator tests (no cluster)
 	@ci/check unit
 crds: ## The CRDs on a real apiserver
 	@ci/check crds
-charts: ## Render, schema, lint and unit tests of the charts
+charts: ## Render, schema, lint, unit tests and static analysis of the charts
 	@ci/check charts
+recipes: ## Every manifest and snippet of docs/recipes, on a real apiserver with other projects' CRDs
+	@ci/check recipes
 rules: ## Alerts and recording rules as rendered: each fires, each keeps quiet, a real Prometheus evaluates all
 	@ci/check rules
 dashboards: ## Every panel of every dashboard, asked of a Prometheus that scrapes a running fleet
 	@ci/check dashboards
-images-test: ## Build the images and look into them
+images-test: ## Build the images and a release, and look into them
 	@ci/check images
 cluster-test: ## Local clusters: up, down, kill, repair
 	@ci/check cluster
@@ -110,3 +112,7 @@ package: setup ## Put a release together in build/package: charts, images, wheel
 .PHONY: faults-long
 faults-long: setup ## Hours of faults on a cluster of its own: power, partitions, freezes, apiserver, disks, keys, soak (ARGS="--list")
 	@cd tests && ../.venv/bin/python -m faults_long $(ARGS)
+
+.PHONY: simulate-report
+simulate-report: setup ## The autoscaler and its peers over public traces (TRACES=DIR); runs what docs/simulate.json lacks
+	@nice -n 19 .venv/bin/python tests/benchmarks/simulate_report.py --traces "$(TRACES)"
