@@ -6,6 +6,14 @@ client and `llmfleet --help` answers at once.
 
 from __future__ import annotations
 
+import os
+import signal
+
+if os.getpid() == 1:
+    # The kernel drops a SIGTERM that PID 1 of a container has no handler for. Without this one a pod that is deleted
+    # in the second in which its process reads its code would stay for its whole grace period. Roles set their own.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+
 from importlib import import_module
 from typing import Final, cast
 
