@@ -149,6 +149,7 @@ def test_backends_prints_a_document_for_engines_given_by_url():
         "a/b": ["h:8000", "[::1]:9"],
         "c": ["10.0.0.1:8000"],
     }
+    assert [e.instance for e in document.models["a/b"].endpoints] == ["h-8000", "1-9"]
     assert {e.slots for m in document.models.values() for e in m.endpoints} == {4}
 
 

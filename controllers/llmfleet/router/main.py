@@ -132,5 +132,5 @@ def _endpoint(url: str, slots: int) -> Endpoint:
         raise click.UsageError(f"--model: {url} is not an engine's URL, write http://HOST:PORT")
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return Endpoint(
-        instance=address.replace(":", "-").strip("[]"), address=address, pod_uid=f"static-{address}", slots=slots
+        instance=f"{host}:{port}".replace(":", "-").lstrip("-"), address=address, pod_uid=f"static-{address}", slots=slots
     )
