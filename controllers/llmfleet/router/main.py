@@ -131,6 +131,5 @@ def _endpoint(url: str, slots: int) -> Endpoint:
     if not host or parts.scheme != "http" or parts.path not in ("", "/"):
         raise click.UsageError(f"--model: {url} is not an engine's URL, write http://HOST:PORT")
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return Endpoint(
-        instance=f"{host}:{port}".replace(":", "-").lstrip("-"), address=address, pod_uid=f"static-{address}", slots=slots
-    )
+    name = f"{host}:{port}".replace(":", "-").lstrip("-")
+    return Endpoint(instance=name, address=address, pod_uid=f"static-{address}", slots=slots)
