@@ -67,6 +67,7 @@ def router_text() -> str:
     stats.count_tokens("tenant", 1, 2)
     stats.phase("queue", 0.1)
     metrics.quota_refusals[("tenant", "requests")] = 1
+    metrics.spans["sent"] = 1
     jobs = JobMetrics(lambda: JobGauges(running={"tiny": 1}, up=True, refused=False, failures=0, reconnects=0))
     jobs.held["tiny"] = 2
     jobs.accepted, jobs.claims, jobs.lost_attempts = Counter(tiny=1), Counter(tiny=1), Counter(tiny=1)
