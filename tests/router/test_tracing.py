@@ -162,7 +162,7 @@ async def test_a_request_is_a_span_of_the_clients_trace_and_its_attempt_a_child_
         assert event["name"] == "first token" and int(moments[0]) <= int(event["timeUnixNano"]) <= int(moments[-1])
         found = attributes(server)
         ttft = found.pop("llmfleet.ttft_ms")
-        assert ttft > 0
+        assert ttft >= 0  # 0 when the engine answers within one round of the loop
         assert found == {
             "http.request.method": "POST",
             "http.route": "/v1/chat/completions",
