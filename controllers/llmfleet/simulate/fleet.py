@@ -95,10 +95,7 @@ class Sim:
         fleet = self.fleet()
         change = size - fleet.size
         self.start(max(change, 0))
-        chosen = victims(fleet.staying, Victim.LEAST_UTILIZED, -change)
-        ready = [one for one in chosen if one.ready]
-        kept = set() if ready_may_go is None else {one.name for one in ready[ready_may_go:]}
-        gone = {one.name for one in chosen} - kept
+        gone = names_to_go(fleet, -change, ready_may_go)
         for one in self.members:
             if one.name in gone:
                 one.leaving_at = self.now
@@ -243,6 +240,14 @@ class Sim:
                 MetricType.TPOT: cumulative(TPOT_EDGES, engine.tpot),
             },
         )
+
+
+def names_to_go(fleet: Fleet, count: int, ready_may_go: int | None) -> set[str]:
+    """Which instances are drained when so many are too many; of ready ones at most as many as may go."""
+    chosen = victims(fleet.staying, Victim.LEAST_UTILIZED, count)
+    ready = [one for one in chosen if one.ready]
+    kept = set() if ready_may_go is None else {one.name for one in ready[ready_may_go:]}
+    return {one.name for one in chosen} - kept
 
 
 def cold_start_of(usual: float, draw: Draw) -> float:

@@ -11,16 +11,15 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from llmfleet.api.autoscaler import MetricType, Victim
+from llmfleet.api.autoscaler import MetricType
 from llmfleet.api.types import Role
 from llmfleet.capacity.profiles import Profile
 from llmfleet.scale.fleet import Fleet, Instance
 from llmfleet.scale.signals import EngineReading, Observation, RouterReading
-from llmfleet.scale.victim import victims
 from llmfleet.simulate import kernel, kernel_fleet
 from llmfleet.simulate.compiler import floats, integers, longer
 from llmfleet.simulate.engine import TPOT_EDGES, TTFT_EDGES
-from llmfleet.simulate.fleet import cold_start_of, cumulative
+from llmfleet.simulate.fleet import cold_start_of, cumulative, names_to_go
 from llmfleet.simulate.kernel import SUMS, Moments, Pool, Rack, moments_of
 from llmfleet.simulate.scenario import EPOCH, Scenario, Tick
 from llmfleet.simulate.trace import Draw, Trace
@@ -136,10 +135,7 @@ class PackedSim:
         fleet = self.fleet()
         change = size - fleet.size
         self.start(max(change, 0))
-        chosen = victims(fleet.staying, Victim.LEAST_UTILIZED, -change)
-        ready = [one for one in chosen if one.ready]
-        kept = set() if ready_may_go is None else {one.name for one in ready[ready_may_go:]}
-        gone = {one.name for one in chosen} - kept
+        gone = names_to_go(fleet, -change, ready_may_go)
         for row in self._members():
             if self.name_of(row) in gone:
                 self.rack.leaving_at[row] = self.now
