@@ -116,3 +116,7 @@ faults-long: setup ## Hours of faults on a cluster of its own: power, partitions
 .PHONY: simulate-report
 simulate-report: setup ## The autoscaler and its peers over public traces (TRACES=DIR); runs what docs/simulate.json lacks
 	@nice -n 19 .venv/bin/python tests/benchmarks/simulate_report.py --traces "$(TRACES)"
+
+.PHONY: test-chart
+test-chart: ## All proofs of charts, profiles, recipes, alerts and dashboards
+	@ci/check tools charts recipes rules dashboards
