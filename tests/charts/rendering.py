@@ -81,23 +81,31 @@ def render(
     chart: str = "llmfleet",
     charts: Path = CHARTS,
     apis: Sequence[str] = (),
+    kubernetes: str = "1.36.3",
     binary: str = "helm",
 ) -> list[Object]:
     """Every object of a release, hooks included, sorted by kind and name; the caller may change them."""
     text = json.dumps(values or {}, sort_keys=True)
-    return deepcopy(rendered(profile, text, release, namespace, charts / chart, tuple(apis), binary))
+    return deepcopy(rendered(profile, text, release, namespace, charts / chart, tuple(apis), kubernetes, binary))
 
 
 @cache
 def rendered(
-    profile: str, values: str, release: str, namespace: str, chart: Path, apis: tuple[str, ...], binary: str
+    profile: str,
+    values: str,
+    release: str,
+    namespace: str,
+    chart: Path,
+    apis: tuple[str, ...],
+    kubernetes: str,
+    binary: str,
 ) -> list[Object]:
     """`render` with arguments that can be remembered."""
     files = [f"--values={VALUES / name}" for name in PROFILES[profile]] if profile else []
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as extra:
         extra.write(values)
         extra.flush()
-        arguments = [f"--namespace={namespace}", "--kube-version=1.36.3", *files, f"--values={extra.name}"]
+        arguments = [f"--namespace={namespace}", f"--kube-version={kubernetes}", *files, f"--values={extra.name}"]
         arguments += [f"--api-versions={api}" for api in apis]
         text = run(["template", release, str(chart), *arguments], binary=binary)
     objects = [document for document in yaml.load_all(text, Loader=yaml.CSafeLoader) if document]

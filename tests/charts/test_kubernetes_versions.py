@@ -1,0 +1,177 @@
+"""The oldest Kubernetes that the charts allow and the newest know every kind and field of every profile.
+
+In: schemas of both (`ci/tools/kube-schemas`), read by kubeconform. What the operator makes of the instances is looked at
+too, and the CRDs. Kinds that no Kubernetes brings (the project's own and those of a Prometheus operator) are left to the
+real apiserver of test_apiserver.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from charts.rendering import CHARTS, PROFILES, ROOT, Object, RenderError, helm, made_from, of_kind, render, run, title
+from llmfleet.api.parse import parse_spec
+from llmfleet.deploy.objects.budget import Holder, build_fleet_budget, build_own_budget
+from llmfleet.deploy.objects.claim import build_claim
+from llmfleet.deploy.objects.identity import Identity
+from llmfleet.deploy.objects.pod import build_template
+from llmfleet.deploy.objects.services import build_group_service, build_service
+from llmfleet.deploy.objects.statefulset import build_statefulset
+
+pytestmark = pytest.mark.helm
+
+FOLDER = ROOT / "ci/tools/kube-schemas"
+VERSIONS = tuple(json.loads((FOLDER / "versions.json").read_text()))
+OTHERS = ("LLMCluster", "LLMClusterAutoscaler", "PodMonitor", "PrometheusRule")
+# What no profile switches on.
+MORE: Mapping[str, Any] = {
+    "controllers": {"networkPolicy": {"enabled": True, "defaultDeny": True}},
+    "fleet": {"networkPolicy": {"enabled": True, "defaultDeny": True}},
+    "monitoring": {"enabled": True},
+}
+APIS = ("monitoring.coreos.com/v1", "monitoring.coreos.com/v1/PodMonitor", "monitoring.coreos.com/v1/PrometheusRule")
+
+
+@cache
+def schemas() -> Path:
+    """The folder of schemas, made on first use."""
+    found = subprocess.run([FOLDER / "fetch"], check=True, stdout=subprocess.PIPE, text=True)
+    return Path(found.stdout.strip())
+
+
+def engines(objects: list[Object]) -> Iterator[Object]:
+    """What the operator makes of every instance of a profile, made by the operator's own code."""
+    specs = {title(o): o["spec"] for o in of_kind(objects, "LLMCluster")}
+    specs |= {name: made["spec"] for name, made in made_from(objects).items()}
+    for number, written in enumerate(specs.values()):
+        identity = Identity(namespace="team-a", name=f"made-{number}", uid="u", fleet="f", manager="a/b")
+        spec = parse_spec(written)
+        built = build_template(identity, spec)
+        size = {"replicas": spec.replicas, "queue": spec.scheduling.queue_name}
+        yield build_statefulset(identity, template=built.manifest, template_hash=built.hash, annotations={}, **size)
+        yield build_group_service(identity, spec)
+        yield build_service(identity, spec)
+        yield build_fleet_budget(identity, [Holder(name=identity.name, uid=identity.uid)])
+        yield from (o for o in (build_own_budget(identity, spec), build_claim(identity, spec)) if o is not None)
+
+
+def findings(version: str, folder: Path) -> dict[str, list[str]]:
+    """What kubeconform has to say about each file of a folder; it is told of one version and reaches nothing else."""
+    location = f"{schemas() / version}/{{{{ .ResourceKind }}}}{{{{ .KindSuffix }}}}.json"
+    command = [helm("kubeconform"), "-strict", "-output=json", "-verbose", f"-schema-location={location}"]
+    done = subprocess.run(
+        [*command, f"-skip={','.join(OTHERS)}", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (0, 1), done.stderr
+    found: dict[str, list[str]] = {path.stem: [] for path in folder.iterdir()}
+    for row in json.loads(done.stdout)["resources"]:
+        expected = "statusSkipped" if row["kind"] in OTHERS else "statusValid"
+        if row["status"] not in (expected, "statusEmpty"):
+            found[Path(row["filename"]).stem].append(f"{row['kind']}/{row['name']}: {row['msg']}")
+    return found
+
+
+@cache
+def rendered() -> dict[str, list[Object]]:
+    """Every profile, and one with what none of them switches on."""
+    return {profile: render(profile) for profile in PROFILES} | {"more": render("multi-tenant", MORE, apis=APIS)}
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def looked_at(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What one version says of every profile, and of the CRDs."""
+    folder = tmp_path_factory.mktemp(request.param)
+    for name, objects in rendered().items():
+        with (folder / f"{name}.yaml").open("w") as file:
+            yaml.dump_all([*objects, *engines(objects)], file, Dumper=yaml.CSafeDumper)
+    crds = (CHARTS / "llmfleet-crds" / "crds").glob("*.yaml")
+    (folder / "crds.yaml").write_text("\n---\n".join(path.read_text() for path in crds))
+    return findings(request.param, folder)
+
+
+@pytest.mark.parametrize("file", [*PROFILES, "more", "crds"])
+def test_a_version_knows_every_kind_and_field_of_a_profile(looked_at: dict[str, list[str]], file: str) -> None:
+    assert looked_at[file] == []
+
+
+def test_every_version_gets_the_same_objects() -> None:
+    for profile in ("dev", "production-disaggregated"):
+        assert render(profile, kubernetes=VERSIONS[0]) == render(profile)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"apiVersion": "autoscaling/v2beta2"}, "could not find schema"),
+        ({"spec": {"maxReplicas": "ten"}}, "got string, want integer"),
+        ({"spec": {"maxReplicas": 2, "sixth": 1}}, "additional properties 'sixth' not allowed"),
+        ({"spec": {"minReplicas": 2}}, "missing properties"),
+    ],
+)
+def test_what_a_version_does_not_know_is_found(
+    version: str, change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    scaler: dict[str, Any] = {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler"}
+    scaler |= {"metadata": {"name": "planted"}} | change
+    (tmp_path / "planted.yaml").write_text(yaml.dump(scaler))
+    [found] = findings(version, tmp_path)["planted"]
+    assert message in found
+
+
+def test_a_field_that_came_after_the_oldest_version_is_found_there_only(tmp_path: Path) -> None:
+    container = {"name": "c", "image": "i", "restartPolicyRules": [{"action": "Restart"}]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [container]}}
+    (tmp_path / "pod.yaml").write_text(yaml.dump(pod))
+    oldest, newest = VERSIONS
+    assert "restartPolicyRules" in findings(oldest, tmp_path)["pod"][0]
+    assert findings(newest, tmp_path)["pod"] == []
+
+
+def minor(version: str) -> str:
+    return ".".join(version.removeprefix("v").split(".")[:2])
+
+
+def test_the_oldest_version_is_the_one_the_charts_begin_with_and_the_newest_the_one_the_cluster_runs() -> None:
+    begins = {yaml.safe_load(path.read_text())["kubeVersion"] for path in CHARTS.glob("llmfleet*/Chart.yaml")}
+    assert begins == {f">={minor(VERSIONS[0])}.0-0"}
+    assert json.loads((ROOT / "ci/tools/kubernetes/tool.json").read_text())["version"] == VERSIONS[1]
+
+
+def test_helm_refuses_a_cluster_that_is_older() -> None:
+    arguments = ["template", "demo", str(CHARTS / "llmfleet"), f"--values={ROOT}/values/dev.yaml"]
+    with pytest.raises(RenderError, match=re.escape("chart requires kubeVersion: >=1.32.0-0")):
+        run([*arguments, "--kube-version=1.31.9"])
+    run([*arguments, "--kube-version=1.32.0"])
+
+
+def fetch_program() -> Any:
+    """The program that makes the schemas."""
+    loader = SourceFileLoader("kube_schemas_fetch", str(FOLDER / "fetch"))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec
+    program = module_from_spec(spec)
+    loader.exec_module(program)
+    return program
+
+
+def test_another_checksum_than_the_pinned_is_refused_and_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = fetch_program()
+    module = {"Version": VERSIONS[0], "Sum": "h1:other", "GoModSum": "h1:other"}
+    monkeypatch.setattr(program, "download", lambda version: module)
+    with pytest.raises(program.FetchError, match=r"versions\.json says .* got \['h1:other', 'h1:other'\]"):
+        program.ensure(tmp_path)
+    assert not (tmp_path / program.key()).exists()
