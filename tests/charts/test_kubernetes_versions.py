@@ -1,8 +1,8 @@
 """The oldest Kubernetes that the charts allow and the newest know every kind and field of every profile.
 
-In: schemas of both (`ci/tools/kube-schemas`), read by kubeconform. What the operator makes of the instances is looked at
-too, and the CRDs. Kinds that no Kubernetes brings (the project's own and those of a Prometheus operator) are left to the
-real apiserver of test_apiserver.py.
+In: schemas of both (`ci/tools/kube-schemas`), read by kubeconform. What the operator makes of the instances is looked
+at too, and the CRDs. Kinds that no Kubernetes brings (the project's own and those of a Prometheus operator) are left to
+the real apiserver of test_apiserver.py.
 """
 
 from __future__ import annotations
