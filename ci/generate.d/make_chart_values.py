@@ -212,9 +212,21 @@ def comments(text: str) -> dict[tuple[str, ...], str]:
 
 
 def object_schema(values: Mapping[str, Any], notes: Notes, path: tuple[str, ...]) -> Schema:
-    """A closed object: no key but those of values.yaml."""
+    """A closed object: no key but those of values.yaml, and each that a template cannot do without."""
     properties = {key: key_schema(value, notes, (*path, key)) for key, value in values.items()}
-    return {"type": "object", "properties": properties, "additionalProperties": False}
+    needed = [key for key, value in values.items() if is_needed(key, value, path)]
+    required: Schema = {"required": needed} if needed else {}
+    return {"type": "object", "properties": properties, **required, "additionalProperties": False}
+
+
+def is_needed(key: str, value: Any, path: tuple[str, ...]) -> bool:
+    """Whether null, by which Helm takes a key away, is refused: there is a default, and nothing stands for its absence.
+
+    Kubernetes' own shapes may be taken away, and whole alerts.
+    """
+    if key in SHAPES:
+        return isinstance(value, list) and bool(value)
+    return value not in ("", [], {}) and "alerts" not in (key, *path[-1:])
 
 
 def key_schema(value: Any, notes: Notes, path: tuple[str, ...]) -> Schema:
@@ -232,7 +244,8 @@ def key_schema(value: Any, notes: Notes, path: tuple[str, ...]) -> Schema:
 
 def add_models(schema: Schema, cluster: Mapping[str, Schema], scaling: Mapping[str, Schema]) -> None:
     """Let `engine` and each model take an LLMCluster's fields, with the image in parts."""
-    image = schema["properties"]["engine"]["properties"]["image"]
+    whole = schema["properties"]["engine"]["properties"]["image"]
+    image = {key: part for key, part in whole.items() if key != "required"}
     spec = {name: plain(field) for name, field in cluster.items() if name not in ("image", "imagePullPolicy")}
     instances = {
         "description": "How many instances of this model run; null where an overlay writes autoscaling instead",
@@ -260,6 +273,7 @@ def add_models(schema: Schema, cluster: Mapping[str, Schema], scaling: Mapping[s
     schema["properties"]["engine"] = {
         "description": schema["properties"]["engine"]["description"],
         **reference("engine"),
+        "required": ["image"],
     }
     schema["properties"]["models"] |= {
         "propertyNames": {"pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "maxLength": 30},

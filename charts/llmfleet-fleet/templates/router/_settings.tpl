@@ -1,6 +1,6 @@
 {{- /* llmfleet-fleet.settings: the router's settings file: the values', and where jobs are kept. Takes: the root. */}}
 {{- define "llmfleet-fleet.settings" -}}
-{{- $settings := deepCopy .Values.router.settings -}}
+{{- $settings := deepCopy (.Values.router.settings | default dict) -}}
 {{- with include "llmfleet-fleet.redisUrl" . -}}
 {{- $redis := dict "url" . "prefix" (printf "%s/%s" (include "llmfleet.namespace" $) $.Release.Name) -}}
 {{- if $.Values.redis.passwordSecretRef.name -}}
@@ -39,6 +39,6 @@ llmfleet-fleet.routerGrace: seconds a stopping router may take: it waits until e
 until its open requests are answered, each for as long as its settings (or their defaults) say. Takes: the root.
 */}}
 {{- define "llmfleet-fleet.routerGrace" -}}
-{{- $drain := dig "drain" dict .Values.router.settings -}}
+{{- $drain := dig "drain" dict (.Values.router.settings | default dict) -}}
 {{- add (ceil (dig "settleSeconds" 5 $drain)) (ceil (dig "timeoutSeconds" 600 $drain)) 10 -}}
 {{- end }}

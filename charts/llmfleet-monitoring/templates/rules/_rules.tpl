@@ -42,7 +42,7 @@ Takes: root, file (a path below rules/alerts).
 {{- $annotations := dict "runbook" (printf "docs/runbooks/%s.md" $name) -}}
 {{- with $rules.runbookBase }}{{- $_ := set $annotations "runbook_url" (printf "%s/%s.md" (trimSuffix "/" .) $name) }}{{ end -}}
 {{- $labels := dict "severity" $values.severity -}}
-{{- mergeOverwrite $rule (dict "for" $values.for "labels" (mergeOverwrite (deepCopy $rules.alertLabels) $labels) "annotations" $annotations) | toYaml -}}
+{{- mergeOverwrite $rule (dict "for" $values.for "labels" (mergeOverwrite (deepCopy ($rules.alertLabels | default dict)) $labels) "annotations" $annotations) | toYaml -}}
 {{- end -}}
 {{- end }}
 
