@@ -32,6 +32,7 @@ ROLES: Final[dict[str, tuple[str, str]]] = {
     "plan": ("llmfleet.sizing.main:command", "Say how many GPUs a model and a workload need, and how to cut them."),
     "explain": ("llmfleet.explain.main:command", "Say why a fleet has its size, and what would change it."),
     "doctor": ("llmfleet.doctor.main:command", "Find what is wrong with an install, and how to mend it."),
+    "bench": ("llmfleet.bench.main:command", "Load an endpoint with more and more users, and judge what they see."),
     "top": ("llmfleet.top.main:command", "Show fleets, engines, load and the last decisions, live."),
     "uninstall": ("llmfleet.uninstall.main:command", "Drain and delete the instances of a release before it goes."),
     "apply-crds": ("llmfleet.crds.main:command", "Bring the kinds of serving.ai up to date before an upgrade."),

@@ -26,6 +26,7 @@ from recipes.recipes import (
 OTHERWISE = {
     "alertmanager/alertmanager.yaml": "tests/recipes/test_alertmanager.py",
     "hpa/prometheus-adapter.yaml": "tests/recipes/test_queries.py",
+    "locust/locustfile.py": "tests/recipes/test_locust.py",
 }
 
 
