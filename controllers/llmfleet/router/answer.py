@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 import orjson
 
 from llmfleet.router import errors, http1, usage
-from llmfleet.router.errors import Code, Refusal
+from llmfleet.router.errors import Code, Confession, Refusal
 from llmfleet.router.limits import Settings
 from llmfleet.router.policy import Admitted, Origin
 from llmfleet.router.response import ResponseReader, answer_head
@@ -23,8 +23,10 @@ from llmfleet.router.sse import EventTooLong, Scanner
 from llmfleet.router.usage import Usage
 
 RETRYABLE: Final = frozenset({500, 503})  # a draining or failing engine; never 429
+MAX_FAILURE: Final = 1 << 16  # bytes of such an answer that are read to see what the engine says of itself
 CHUNKED: Final = b"\r\ntransfer-encoding: chunked"
 # A unary 200 that is in truth a request the engine gave up; quotes inside an answer's text are escaped.
+_CONFESSED: Final = frozenset(Confession)
 _ABORTED: Final = re.compile(rb'"finish_reason":\s*"(?:abort|error)"')
 
 
@@ -37,15 +39,17 @@ class Stage(IntEnum):
     """How far an answer is."""
 
     WAITING = 0  # no head yet
-    EVENTS = 1  # a stream without its first event: held
-    UNARY = 2  # a unary answer: held while it fits
-    STREAMING = 3  # events are being forwarded
-    PASSING = 4  # a unary answer too large to hold is being forwarded
-    OVER = 5
+    FAILING = 1  # a status for which another engine is asked: held until it is known what the engine says of itself
+    EVENTS = 2  # a stream without its first event: held
+    UNARY = 3  # a unary answer: held while it fits
+    STREAMING = 4  # events are being forwarded
+    PASSING = 5  # a unary answer too large to hold is being forwarded
+    OVER = 6
 
 
 # An enum member costs a lookup in its class each time; these are read several times per event.
 WAITING: Final = Stage.WAITING
+FAILING: Final = Stage.FAILING
 EVENTS: Final = Stage.EVENTS
 UNARY: Final = Stage.UNARY
 STREAMING: Final = Stage.STREAMING
@@ -70,6 +74,11 @@ class Again(NamedTuple):
     def certain(self) -> bool:
         """Whether the engine failed for sure: its answer may still be taken, and a stale connection is no fault."""
         return (self.refusal is not None or self.status > 0) and not self.same_engine
+
+    @property
+    def confessed(self) -> bool:
+        """Whether the engine said itself that it is of no use any more."""
+        return self.reason in _CONFESSED
 
 
 class Broken(NamedTuple):
@@ -104,6 +113,7 @@ class Answer:
         "_choices",
         "_chunked",
         "_drops_usage",
+        "_failure",
         "_held",
         "_held_size",
         "_keep_alive",
@@ -115,6 +125,7 @@ class Answer:
         "_tail",
         "_told",
         "_version_10",
+        "confession",
         "stage",
         "status",
         "streams",
@@ -140,9 +151,11 @@ class Answer:
         self._keep_alive, self._version_10 = keep_alive, origin.version_10
         self._chunked = False
         self._scanner: Scanner | None = None
+        self._failure = 0  # the status of an answer that is FAILING
         self._held: list[bytes] = []
         self._held_size = 0
         self.stage = WAITING
+        self.confession: Confession | None = None  # what the engine said of itself
         self.status = 0
         self.token_seen = False  # a delta that is not empty was forwarded
         self.verdict: Verdict | None = None
@@ -166,7 +179,7 @@ class Answer:
     def restart(self) -> None:
         """Forget what was held: another engine answers from the start."""
         self.stage = WAITING
-        self.verdict = None
+        self.verdict = self.confession = None
         self._scanner = None
         self._held.clear()
         self._held_size = 0
@@ -189,6 +202,9 @@ class Answer:
             return self._hold_unary(reader)
         if stage is EVENTS:
             return self._hold_events(reader)
+        if stage is FAILING:
+            self._hold_failure(reader)
+            return b""
         return self._pass(reader) if stage is PASSING else b""
 
     def accept(self, reader: ResponseReader) -> bytes:
@@ -196,6 +212,10 @@ class Answer:
         self.verdict = None
         self.stage = UNARY
         return self._hold_unary(reader)
+
+    def judge_failure(self) -> None:
+        """Judge an answer by its status that does not come to its end."""
+        self.verdict = Again("status", f"status {self._failure}")
 
     def lost(self, detail: str, *, stale: bool) -> bytes:
         """The engine's connection is gone before its answer was; `stale` means it was a kept one."""
@@ -229,7 +249,7 @@ class Answer:
         if not self._opened:
             self.status = status
         if status in RETRYABLE:
-            self.verdict = Again("status", f"status {status}")
+            self.stage, self._failure = FAILING, status
         elif status == 200 and reader.events:
             self.stage = EVENTS
             limit = self._router.settings.limits.max_event_bytes
@@ -241,6 +261,19 @@ class Answer:
             self._again("not_an_answer", f"status {status}, a stream was asked for: {self.streams}")
         else:
             self.stage = UNARY
+
+    def _hold_failure(self, reader: ResponseReader) -> None:
+        """Hold a failure until it is whole: it may say that the engine is dead."""
+        piece = reader.take_body()
+        self._held.append(piece)
+        self._held_size += len(piece)
+        if not reader.complete:
+            if self._held_size > MAX_FAILURE:
+                self.judge_failure()
+            return
+        self._held = [b"".join(self._held)]
+        self.confession = errors.confession_in(self._held[0])
+        self.verdict = Again(self.confession or "status", f"status {self._failure}")
 
     # ---- streams ----
 
@@ -277,7 +310,8 @@ class Answer:
         status = errors.engine_status(error)
         body = orjson.dumps({"error": error})
         if status in RETRYABLE:
-            self.verdict = Again("error_event", f"status {status}", status=status, body=body)
+            self.confession = errors.confession(error)
+            self.verdict = Again(self.confession or "error_event", f"status {status}", status=status, body=body)
             return b""
         return self.whole(status, body, "failed")
 
@@ -313,7 +347,10 @@ class Answer:
 
     def _end_stream(self, *, whole: bool = True) -> bytes:
         """The answer is over and the client can tell how: forward the last chunk that was withheld."""
-        failed = cast(Scanner, self._scanner).failed
+        scanner = cast(Scanner, self._scanner)
+        failed = scanner.failed
+        if scanner.error is not None:
+            self.confession = errors.confession(scanner.error)
         self.verdict = Ended("failed" if failed else "complete", failed, self._keep_alive and whole)
         return http1.LAST_CHUNK if self._chunked and whole else b""
 

@@ -6,6 +6,7 @@ person who wrote the request and says what to write. It never carries a prompt, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
 
@@ -41,6 +42,19 @@ class Code(StrEnum):
     JOB_DEAD = "job_dead"
     IDEMPOTENCY = "idempotency_key_reused"
 
+
+class Confession(StrEnum):
+    """What an engine says of itself in an error; also the `reason` of a second attempt."""
+
+    DEAD = "dead"  # its core has ended: it answered nothing that it had, and will answer nothing more
+    LEAVING = "leaving"  # it shuts down: it did not begin with this request
+
+
+# vLLM's own words, whole: `EngineDeadError`, and what its executor raises once it is shut down.
+CONFESSIONS: Final = {
+    "EngineCore encountered an issue. See stack trace (above) for the root cause.": Confession.DEAD,
+    "cannot schedule new futures after shutdown": Confession.LEAVING,
+}
 
 # Official clients honour 1 to 120 seconds; the queue will know a better figure than the shortest.
 RETRY_AFTER: Final = b"retry-after: 1\r\n"
@@ -98,6 +112,22 @@ def event(refusal: Refusal, dialect: Dialect) -> bytes:
         body = {"type": "error", "code": error["code"], "message": error["message"], "param": None, "error": error}
         return b"event: error\ndata: %b\n\n" % orjson.dumps(body)
     return b"data: %b\n\n" % orjson.dumps({"error": error})
+
+
+def confession(error: Mapping[str, Any]) -> Confession | None:
+    """Return what an engine's error says of the engine itself, if it does."""
+    message = error.get("message")
+    return CONFESSIONS.get(message) if isinstance(message, str) else None
+
+
+def confession_in(body: bytes) -> Confession | None:
+    """Return what the body of an engine's failure says of the engine, if it does."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    error = document.get("error") if isinstance(document, dict) else None
+    return confession(error) if isinstance(error, dict) else None
 
 
 def engine_status(error: dict[str, Any]) -> int:

@@ -18,7 +18,7 @@ from llmfleet.router.health import Vitals, deceiving, may_eject
 from llmfleet.router.queue import WaitingRoom
 from llmfleet.router.retries import Budget
 
-LAST_TIER: Final = 1 << 20  # added to the tier of an engine that looks bad and is used all the same
+LAST_TIER: Final = 1 << 20  # added to the rank of an engine that looks bad and is used all the same
 LOT_SLACK: Final = 8  # requests that one revision may be ahead of its part for the sake of their prefixes
 MAX_TURNS: Final = 8  # that an engine can be ahead of its turn, by requests that came for its cache
 
@@ -92,7 +92,8 @@ class Candidate:
 
     def __init__(self, backend: Backend, endpoint: Endpoint, turn: float) -> None:
         self.backend = backend
-        self.tier = self.rank = endpoint.tier
+        self.tier = endpoint.tier
+        self.rank = 2 * endpoint.tier  # odd: after the others of its tier
         self.weight = endpoint.weight
         self.draining = endpoint.state is State.DRAINING
         self.turn = turn
@@ -129,12 +130,13 @@ class Group:
         self.candidates, self.open = [], []
 
     def reopen(self, panic_share: float) -> None:
-        """Decide anew which candidates take requests: those that look good, or all of them if few do."""
-        takers = [c for c in self.candidates if c.weight and not c.draining]
+        """Decide anew which candidates take requests: those that look good, or if few do all that are not dead."""
+        takers = [c for c in self.candidates if c.weight and not (c.draining or c.backend.vitals.dead)]
         good = [c for c in takers if c.backend.vitals.why is None]
         self.panic = deceiving(len(good), len(takers), panic_share)
         for candidate in takers:
-            candidate.rank = candidate.tier if candidate.backend.vitals.why is None else candidate.tier + LAST_TIER
+            vitals = candidate.backend.vitals
+            candidate.rank = 2 * candidate.tier + vitals.doubted + (0 if vitals.why is None else LAST_TIER)
         self.open = takers if self.panic else good
         self.level = len({candidate.rank for candidate in self.open}) < 2
         self._divide()
@@ -194,6 +196,11 @@ class ModelPool(Group):
         return self, self.prefill, self.decode
 
     @property
+    def restarting(self) -> bool:
+        """Whether there are engines which said that they are dead: another one is on its way in their place."""
+        return any(c.backend.vitals.dead for group in self.groups() for c in group.candidates)
+
+    @property
     def disaggregated(self) -> bool:
         """Whether requests may be split; without a prefill engine decode engines serve alone, or nobody does."""
         return bool(self.prefill.candidates or self.decode.candidates)
@@ -204,9 +211,9 @@ def pick(
 ) -> Backend | None:
     """Return the engine for the next request and count its turn, or None when no slot is free.
 
-    Lowest tier first; there the engine that knows the longest prefix, if it has no more than its part of the load; else
-    the least in-flight per weight, then whose turn it is. Turns advance by 1/weight, so idle engines are used in
-    proportion to their weights; one that was away does not catch up.
+    Lowest tier first, in it those whose last attempt did not fail; there the engine that knows the longest prefix, if
+    it has no more than its part of the load; else the least in-flight per weight, then whose turn it is. Turns advance
+    by 1/weight, so idle engines are used in proportion to their weights; one that was away does not catch up.
     """
     candidates = pool.open if among is None else among
     next_one = best = _next_in_turn(pool, candidates, avoid)

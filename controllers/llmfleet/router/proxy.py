@@ -18,7 +18,7 @@ from llmfleet.api.document import ModelState
 from llmfleet.router import errors, policy, quota
 from llmfleet.router.affinity import Affinity
 from llmfleet.router.errors import Code, Refusal
-from llmfleet.router.health import LOST, Rules, Why
+from llmfleet.router.health import CERTAIN, Rules, Why
 from llmfleet.router.keys import ANONYMOUS, Keyring, Tenant
 from llmfleet.router.limits import Settings
 from llmfleet.router.pick import Backend, Fleet, ModelPool, key_of
@@ -109,7 +109,8 @@ class Router:
     def park(self, exchange: Exchange, now: float, *, hold: bool) -> Refusal | None:
         """Let a request wait for a slot, or say why not; with `hold` for an engine of a model that has none now."""
         queue, pool = self.settings.queue, exchange.pool
-        if queue.overflow == "reject" or (hold and pool.state is ModelState.SERVING):
+        held_for_none = hold and pool.state is ModelState.SERVING and not pool.restarting
+        if queue.overflow == "reject" or held_for_none:
             return exchange.no_slot()
         seconds = queue.wake_timeout_seconds if hold else None
         rejected = self.waits.enter(exchange, now, hold=seconds, beside=self.reading)
@@ -193,6 +194,13 @@ class Router:
         why = backend.vitals.failed(now, self.rules, severed=severed)
         if why is not None:
             self._leave_out(backend, why, now)
+        if backend.vitals.doubt(now):
+            self.fleet.reopen()
+
+    def confessed(self, backend: Backend) -> None:
+        """An engine said that it will answer nothing more."""
+        if not backend.vitals.dead:
+            self._leave_out(backend, Why.DEAD, self.loop.time())
 
     def checked(self, backend: Backend, *, alive: bool) -> None:
         """A health check of an engine ended. One that is too busy for it, but sends tokens, is alive."""
@@ -209,7 +217,7 @@ class Router:
             self.loop.call_soon(self._free, backend)
 
     def _leave_out(self, backend: Backend, why: Why, now: float) -> None:
-        if why not in LOST and not self.fleet.may_eject(backend, self.settings.health.max_ejected_share):
+        if why not in CERTAIN and not self.fleet.may_eject(backend, self.settings.health.max_ejected_share):
             return
         backend.vitals.out(why, now, self.rules)
         self.fleet.reopen()
@@ -362,6 +370,8 @@ class Router:
         vitals = backend.vitals
         if vitals.tick(now, self.rules, checked=checked):
             self._take_back(backend)
+        if vitals.doubt(now):
+            self.fleet.reopen()
         why = vitals.counted(now, backend.picks, backend.failures, self.rules)
         if why is not None:
             self._leave_out(backend, why, now)

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from llmfleet.router import errors
-from llmfleet.router.answer import OVER, PASSING, STREAMING, UNARY, Again, Answer, Broken, Verdict
+from llmfleet.router.answer import FAILING, OVER, PASSING, STREAMING, UNARY, Again, Answer, Broken, Verdict
 from llmfleet.router.client import Upstream
 from llmfleet.router.engines.relay import Attempt, Requester, Services
-from llmfleet.router.errors import Code, Refusal
+from llmfleet.router.errors import Code, Confession, Refusal
 from llmfleet.router.pick import Backend, ModelPool, pick
 from llmfleet.router.policy import Admitted, Origin
 from llmfleet.router.queue import Waiting
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS: Final = 2
 RETRY_SOON: Final = 5  # seconds, for a client that an engine is being started for
+REST_SECONDS: Final = 0.5  # in which the rest of a failure comes, or it is judged without
 
 
 class Exchange(Attempt):
@@ -216,7 +217,7 @@ class Exchange(Attempt):
         if self.attempts >= MAX_ATTEMPTS:
             return False
         others = (c.backend for group in (self.pool, self.pool.decode) for c in group.open)
-        if not any(other is not self._backend and not other.vitals.lost for other in others):
+        if not (verdict.confessed or any(o is not self._backend and not o.vitals.lost for o in others)):
             return False
         if self.router.quarantine.suspects and self.router.quarantine.holds(self.asked(), self.router.loop.time()):
             return False
@@ -228,8 +229,8 @@ class Exchange(Attempt):
         return True
 
     def _unsent(self, verdict: Again) -> bool:
-        """Whether no engine can have seen anything of this attempt."""
-        return verdict.reason == "connect"
+        """Whether no engine can have begun with this attempt."""
+        return verdict.reason in ("connect", Confession.LEAVING)
 
     def _wait_to_reach(self, verdict: Again) -> bool:
         """Hold what no engine was reached for until one can be: nothing can be done twice."""
@@ -244,8 +245,10 @@ class Exchange(Attempt):
         return True
 
     def _park_again(self, verdict: Again) -> None:
-        now = self.router.loop.time()
-        self._until = self._until or now + self.router.settings.queue.ttl_seconds
+        now, queue = self.router.loop.time(), self.router.settings.queue
+        self._hold = not self.pool.open and not self.pool.decode.open
+        self._said_at = self._said_at or now
+        self._until = self._until or now + (queue.wake_timeout_seconds if self._hold else queue.ttl_seconds)
         self._leave_for(verdict, now)
         self.router.park_again(self, self._until)
 
@@ -272,7 +275,9 @@ class Exchange(Attempt):
 
     def _free(self, verdict: Again) -> bool:
         """What never reached its engine, or was on one that is gone, may be sent again at no charge."""
-        return verdict.reason in ("connect", "lost") or (self._backend is not None and self._backend.vitals.lost)
+        if verdict.confessed or verdict.reason in ("connect", "lost"):
+            return True
+        return self._backend is not None and self._backend.vitals.lost
 
     def _affordable(self) -> bool:
         budget, retries = self.pool.budget, self.router.settings.retries
@@ -288,7 +293,6 @@ class Exchange(Attempt):
 
     def unreachable(self, reason: str, detail: str) -> None:
         """There is no connection to the engine."""
-        self._misses += reason == "connect"
         refusal = errors.lost(Code.UPSTREAM_LOST, "the engine was lost before it answered")
         self._again(Again(reason, detail, refusal))
 
@@ -327,6 +331,8 @@ class Exchange(Attempt):
 
     def _settle(self, verdict: Verdict, ready: bytes) -> None:
         """Do what an answer needs done."""
+        if self.answer.confession is not None and self._backend is not None:
+            self.router.confessed(self._backend)
         if isinstance(verdict, Again):
             self._again(verdict)
             return
@@ -347,11 +353,12 @@ class Exchange(Attempt):
         instance = self.engine.instance if self.engine is not None else ""
         fields = {"requestId": self.request_id.decode(), "llmcluster": instance}
         fields |= {"reason": verdict.reason, "detail": verdict.detail}
+        self._misses += self._unsent(verdict)
         if verdict.certain:
             self.blame(verdict.reason)  # first: it may be the one that shows the engine to be gone
         if self._retry(verdict):
             log.info("retrying on another engine", extra={"fields": fields})
-        elif verdict.refusal is not None and self._wait_again(verdict):
+        elif (verdict.refusal is not None or verdict.confessed) and self._wait_again(verdict):
             log.info("waiting for another engine", extra={"fields": fields})
         elif verdict.refusal is not None:
             log.warning("engine lost", extra={"fields": fields})
@@ -427,6 +434,9 @@ class Exchange(Attempt):
         timeouts = self.router.settings.timeouts
         if self.ticket is not None:
             self._check_waiting(now)
+        elif self.answer.stage is FAILING and now - self.last > REST_SECONDS:
+            self.answer.judge_failure()
+            self._say(b"")
         elif self.answer.stage <= UNARY:
             if now - self.started - self.queued > timeouts.first_event_seconds:
                 self.detach(failed=True)

@@ -20,7 +20,7 @@ from llmfleet.router.disagg import plan
 from llmfleet.router.disagg.ledger import Fate
 from llmfleet.router.disagg.plan import Handoff, NoHandoff, Way
 from llmfleet.router.engines.relay import Attempt, Requester, Services
-from llmfleet.router.errors import Code, Refusal
+from llmfleet.router.errors import Code, Confession, Refusal
 from llmfleet.router.pick import Backend, ModelPool, pick
 from llmfleet.router.policy import Admitted, Origin
 from llmfleet.router.relay import MAX_ATTEMPTS, Exchange
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 MAX_FIRST_LEGS: Final = 2  # for one second leg
 # The decode engine was not there: its prefill engine is not to blame.
-_DECODE_GONE: Final = frozenset({"connect", "reset", "lost"})
-_ENGINE_GONE: Final = frozenset({"connect", "lost"})  # nothing was computed there
+_DECODE_GONE: Final = frozenset({"connect", "reset", "lost", *Confession})
+_ENGINE_GONE: Final = frozenset({"connect", "lost", *Confession})  # nothing was computed there
 
 
 def exchange_for(pool: ModelPool) -> type[Exchange]:
@@ -242,7 +242,10 @@ class SplitExchange(Exchange):
             # What is wrong with the request is wrong on any engine.
             self._say(self.answer.whole(status, body, "complete"))
         else:
-            reason = "status" if status in RETRYABLE else "not_an_answer"
+            confession = errors.confession_in(body)
+            if confession is not None and self._prefill is not None:
+                self.router.confessed(self._prefill)
+            reason = confession or ("status" if status in RETRYABLE else "not_an_answer")
             self.not_prefilled(reason, f"status {status}")
 
     def _take(self, body: bytes) -> None:

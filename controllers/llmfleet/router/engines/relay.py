@@ -37,6 +37,9 @@ class Services(Protocol):
     def failed(self, backend: Backend, *, severed: bool) -> None:
         """An engine lost an attempt; `severed` means that its connection broke or never was."""
 
+    def confessed(self, backend: Backend) -> None:
+        """An engine said that it will answer nothing more."""
+
     def account(self, record: Exchange, outcome: str) -> None:
         """A request is over."""
 
