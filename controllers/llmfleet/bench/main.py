@@ -35,7 +35,7 @@ from llmfleet.bench.verdict import Objective, misses
 DEFAULT_USERS: Final = "1,5,10,25,50"
 DEFAULT_SECONDS: Final = 30.0
 WIDTH: Final = 160
-"""Of a table that goes into a file, where no terminal says how wide it is."""
+"""Of a table at least: a narrow terminal wraps its lines, but no figure is left out."""
 UNITS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 SPARE_FILES: Final = 64
 
@@ -265,7 +265,9 @@ def show(run: Run, levels: list[Level], objective: Objective, *, interrupted: bo
         click.echo(json.dumps(as_json(levels, objective, asked=asked(run), interrupted=interrupted), indent=2))
         return
     click.echo(title(run))
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(table(levels, objective))
+    console = Console()
+    console.width = max(console.width, WIDTH)
+    console.print(table(levels, objective))
     for note in notes(levels, objective, interrupted=interrupted):
         click.echo(note)
 

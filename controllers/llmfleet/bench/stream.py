@@ -150,15 +150,20 @@ class Answer:
         """What it came to, now that it ended."""
         problem = self._problem(ending, said)
         if problem is not None or self.first is None:
-            return Sample(begin=begin, end=end, problem=problem)
+            return Sample(begin=begin, end=end, problem=problem, prompt_tokens=self._prompt_tokens())
         return Sample(
             begin=begin,
             end=end,
             first=self.first,
             last=self.last,
-            prompt_tokens=int(self._usage.get("prompt_tokens") or 0),
+            prompt_tokens=self._prompt_tokens(),
             output_tokens=int(self._usage["completion_tokens"]),
         )
+
+    def _prompt_tokens(self) -> int:
+        """As the endpoint counted them, or none."""
+        found = self._usage.get("prompt_tokens") if isinstance(self._usage, dict) else None
+        return found if isinstance(found, int) else 0
 
     def _problem(self, ending: Ending, said: str) -> Problem | None:
         """The first thing that is wrong: what the endpoint says of itself before what the connection did."""

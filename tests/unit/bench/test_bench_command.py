@@ -97,7 +97,11 @@ def test_the_object_has_its_names_and_what_was_asked_for_was_sent(endpoint: str,
     assert found["passed"] is True
 
 
-def test_the_table_names_every_level_and_its_verdict(endpoint: str) -> None:
+@pytest.mark.parametrize("columns", ["40", "300"])
+def test_the_table_names_every_level_and_its_verdict(
+    columns: str, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
     result = bench(endpoint, *LEVELS)
     assert result.exit_code == 0, result.output
     assert f"tiny at {endpoint}: 64 tokens in, 8 out, 8 requests a level, seed 1\n" in result.stdout

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from llmfleet.bench.app import NothingMeasuredError, Run, measured, prepared
+from llmfleet.bench.app import NothingMeasuredError, Run, counted, measured, prepared
 from llmfleet.bench.client import User
 from llmfleet.bench.figures import Level
 from llmfleet.bench.request import Prompting, chat_request, models_request, parse_target
@@ -276,6 +276,15 @@ async def test_an_endpoint_that_does_not_know_ignore_eos_is_told_how(engine: scr
     [run] = [run_of(engine)]
     plain = replace(run.prompting, ignore_eos=False)
     assert b"ignore_eos" not in chat_request(run.target, plain, "k")
+
+
+@with_engine(scripted.events(*scripted.chat_events(0), USAGE, scripted.DONE))
+async def test_a_prompt_is_counted_even_when_its_one_token_is_no_text_yet(engine: scripted.Engine) -> None:
+    user = User(run_of(engine).target, tls=None, timeout=60)
+    assert await counted(run_of(engine), user, 16) == 20
+    user.close()
+    engine.script = [listing("m")]
+    assert (await prepared(run_of(engine))).prompting.words > 0
 
 
 @with_engine(scripted.events(*WHOLE))
