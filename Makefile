@@ -118,5 +118,5 @@ simulate-report: setup ## The autoscaler and its peers over public traces (TRACE
 	@nice -n 19 .venv/bin/python tests/benchmarks/simulate_report.py --traces "$(TRACES)"
 
 .PHONY: test-chart
-test-chart: ## All proofs of charts, profiles, recipes, alerts and dashboards
-	@ci/check tools charts recipes rules dashboards
+test-chart: ## All proofs of charts, profiles, recipes, alerts and dashboards; docs/proofs.md lists them
+	@ci/check tools charts recipes rules dashboards profiles
