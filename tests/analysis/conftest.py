@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from charts.engines import engines
 from charts.rendering import PROFILES, render
 
 LOCK = Path(__file__).with_name("requirements.txt")
@@ -71,8 +72,10 @@ def install(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def findings(checkov: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Finding]:
-    """What fails in any profile, each distinct object looked at once; the analysis cannot reach a network."""
-    rendered = {json.dumps(one, sort_keys=True): one for profile in PROFILES for one in render(profile)}
+    """What fails in any profile and in what the operator makes of it; the analysis cannot reach a network."""
+    releases = [render(profile) for profile in PROFILES]
+    every = [one for objects in releases for one in [*objects, *engines(objects)]]
+    rendered = {json.dumps(one, sort_keys=True): one for one in every}  # each distinct object is looked at once
     folder = tmp_path_factory.mktemp("rendered")
     with (folder / "all.yaml").open("w") as file:
         yaml.dump_all([*rendered.values(), PLANTED], file, Dumper=yaml.CSafeDumper)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -20,14 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
-from charts.rendering import CHARTS, PROFILES, ROOT, Object, RenderError, helm, made_from, of_kind, render, run, title
-from llmfleet.api.parse import parse_spec
-from llmfleet.deploy.objects.budget import Holder, build_fleet_budget, build_own_budget
-from llmfleet.deploy.objects.claim import build_claim
-from llmfleet.deploy.objects.identity import Identity
-from llmfleet.deploy.objects.pod import build_template
-from llmfleet.deploy.objects.services import build_group_service, build_service
-from llmfleet.deploy.objects.statefulset import build_statefulset
+from charts.engines import engines
+from charts.rendering import CHARTS, PROFILES, ROOT, Object, RenderError, helm, render, run
 
 pytestmark = pytest.mark.helm
 
@@ -48,22 +42,6 @@ def schemas() -> Path:
     """The folder of schemas, made on first use."""
     found = subprocess.run([FOLDER / "fetch"], check=True, stdout=subprocess.PIPE, text=True)
     return Path(found.stdout.strip())
-
-
-def engines(objects: list[Object]) -> Iterator[Object]:
-    """What the operator makes of every instance of a profile, made by the operator's own code."""
-    specs = {title(o): o["spec"] for o in of_kind(objects, "LLMCluster")}
-    specs |= {name: made["spec"] for name, made in made_from(objects).items()}
-    for number, written in enumerate(specs.values()):
-        identity = Identity(namespace="team-a", name=f"made-{number}", uid="u", fleet="f", manager="a/b")
-        spec = parse_spec(written)
-        built = build_template(identity, spec)
-        size = {"replicas": spec.replicas, "queue": spec.scheduling.queue_name}
-        yield build_statefulset(identity, template=built.manifest, template_hash=built.hash, annotations={}, **size)
-        yield build_group_service(identity, spec)
-        yield build_service(identity, spec)
-        yield build_fleet_budget(identity, [Holder(name=identity.name, uid=identity.uid)])
-        yield from (o for o in (build_own_budget(identity, spec), build_claim(identity, spec)) if o is not None)
 
 
 def findings(version: str, folder: Path) -> dict[str, list[str]]:
