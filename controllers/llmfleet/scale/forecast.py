@@ -4,17 +4,18 @@ In: offered load at past looks, and a memory of how far peaks went beyond what w
 of headroom, and the new memory. At leads of minutes the present is hard to beat as an estimate; what matters is the
 upper tail of the peak within the lead. Its quantile is taken from the fleet's own past and moved until misses come as
 often as the error budget allows (adaptive conformal prediction), counted by requests and not by looks: requests crowd
-into the looks that miss. It never extrapolates a trend.
+into the looks that miss. It never falls below where it began. It never extrapolates a trend.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from llmfleet.scale.memory import ALPHA_HIGH, ALPHA_LOW, MOST_EXCESS, Memory, Pending, Point
+from llmfleet.scale.memory import ALPHA_HIGH, FIRST_ALPHA, MOST_EXCESS, Memory, Pending, Point
 
 SHORT_SECONDS: Final = 60.0
 LONG_SECONDS: Final = 300.0
@@ -30,6 +31,8 @@ AIM: Final = 0.8
 MOST_MISSED: Final = 300.0
 """Budgets that one look can use up: an outage must not fill the memory."""
 MOST_WEIGHT: Final = 5.0
+WAVES: Final = 4
+"""Looks whose mean is the load of a fleet that is behind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +63,7 @@ def base_of(points: tuple[Point, ...], now: float) -> float:
 
 def forecast(memory: Memory, now: float, one: float) -> Forecast:
     """What the memory expects; `one` is the load that one instance carries."""
-    base = base_of(memory.points, now)
+    base = base_of(memory.points, now) * memory.learned.work
     return Forecast(base=base, peak=base + quantile(memory.ranked, memory.alpha) * (base + SMALL * one))
 
 
@@ -90,7 +93,7 @@ def remember(memory: Memory, point: Point, *, one: float, lead: float, keep: flo
 
 def judge(memory: Memory, due: Pending, keep: float) -> Memory:
     """How far the peak of a lead went beyond its base; the oldest such figures go."""
-    peak = max((point.load for point in memory.points if due.made < point.at <= due.due), default=due.base)
+    peak = peak_of([point for point in memory.points if due.made < point.at <= due.due], due.base)
     excess = min(MOST_EXCESS, (peak - due.base) / due.scale)
     ratios, ranked = [*memory.ratios, excess], list(memory.ranked)
     insort(ranked, excess)
@@ -99,29 +102,51 @@ def judge(memory: Memory, due: Pending, keep: float) -> Memory:
     return replace(memory, pending=memory.pending[1:], ratios=tuple(ratios), ranked=tuple(ranked))
 
 
+def peak_of(points: Sequence[Point], base: float) -> float:
+    """The greatest load among looks.
+
+    While a fleet is behind, work is sold in waves and the queue shrinks in others, so that one look shows twice the
+    load there is and the next a third of it. There the mean of the last few looks counts: a peak that never was is
+    paid for with instances for a day.
+    """
+    found = []
+    for place in range(len(points)):
+        recent = points[max(0, place - WAVES + 1) : place + 1]
+        behind = any(point.behind for point in recent)
+        found.append(sum(point.load for point in recent) / len(recent) if behind else points[place].load)
+    return max(found, default=base)
+
+
+def lowest(budget: float) -> float:
+    """Where the quantile begins, and below which it never goes.
+
+    Misses would move it there in hours, and each lesson is a miss: with a budget of a thousandth, a first quantile of
+    0.9 missed eleven times the budget in three hours of a trace, and 0.97 a quarter of it at no more cost. An hour
+    without a miss is no proof either that the next is as calm: it took the quantile from 0.9 to 0.7, and one jump of
+    the load then missed more than the budget of a day.
+    """
+    return min(ALPHA_HIGH, max(FIRST_ALPHA, 1 - math.sqrt(budget) / 2))
+
+
 def adapt(memory: Memory, *, missed: float, budget: float) -> Memory:
     """Move the quantile: up by what missed, down a little by every look, both by the requests in it.
 
     Odds are moved and not the quantile itself, and misses are measured by the budget, so that a budget ten times
-    smaller is as quickly found. In the long run misses come as often as the budget allows, whatever the traffic,
-    while the quantile is between its bounds.
+    smaller is as quickly found. In the long run misses come as often as the budget allows, or, where the least
+    headroom is already more than that takes, less often.
     """
     weight = request_weight(memory.points)
     odds = math.log(memory.alpha / (1 - memory.alpha))
     odds += ETA * weight * (min(missed / (AIM * budget), MOST_MISSED) - 1)
     alpha = 1 / (1 + math.exp(-odds))
-    return replace(memory, alpha=min(ALPHA_HIGH, max(ALPHA_LOW, alpha)))
+    return replace(memory, alpha=min(ALPHA_HIGH, max(lowest(budget), alpha)))
 
 
 def fresh(memory: Memory, budget: float) -> Memory:
-    """A memory without a look and without a past begins at a quantile that suits its budget.
-
-    Misses would move it there in hours, and each lesson is a miss: with a budget of a thousandth, a first quantile of
-    0.9 missed eleven times the budget in three hours of a trace, and 0.97 a quarter of it at no more cost.
-    """
+    """A memory without a look and without a past begins at the least quantile that suits its budget."""
     if memory.points or memory.ratios:
         return memory
-    return replace(memory, alpha=min(ALPHA_HIGH, max(memory.alpha, 1 - math.sqrt(budget))))
+    return replace(memory, alpha=lowest(budget))
 
 
 def request_weight(points: tuple[Point, ...]) -> float:

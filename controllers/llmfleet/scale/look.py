@@ -73,21 +73,22 @@ def look(
     seconds = now - memory.looked
     memory, refused, more_queued = take(memory, seen, now)
     rates = total((one for one in memory.rates.values() if now - one.at <= FRESH_SECONDS), now)
-    learned = learn(memory.learned, rates, capacity, seconds)
+    queued = sum(one.queued for one in memory.routers.values())
+    learned = learn(memory.learned, rates, capacity, seconds, queued)
     able = scaled(capacity, a=learned.a, work=learned.work, kv_tokens=tokens_each(memory))
     evidence, problem = weigh(memory, seen, now)
     request = mean_work(lately(memory, rates), able, role)
     more = rates.more_waiting + (more_queued + refused) / seconds if seconds >= SHORTEST else 0.0
     load = max(0.0, rates.work(able.steps, role) + request * more)
-    queued = sum(one.queued for one in memory.routers.values())
     asked = queued > 0 or refused > 0 or any(one.in_flight > 0 for one in memory.routers.values())
     demand = asked or rates.running > 0 or rates.waiting > 0 or rates.finished > 0
     # Weak evidence is no evidence of silence.
     busy = now if demand or evidence is not Evidence.FULL else memory.busy
     memory = replace(memory, learned=learned, looked=now, busy=busy)
     if evidence.whole and seconds >= SHORTEST:
-        point = Point(at=now, load=load, requests=load / request if request > 0 else 0.0, rates=rates, queued=queued)
-        memory = forecast.remember(memory, point, one=able.rho, lead=lead, keep=keep, window=window)
+        requests, table = load / request if request > 0 else 0.0, learned.work
+        point = Point(at=now, load=load / table, requests=requests, rates=rates, queued=queued)
+        memory = forecast.remember(memory, point, one=able.rho / table, lead=lead, keep=keep, window=window)
     recent = lately(memory, rates)
     view = View(
         now=now,

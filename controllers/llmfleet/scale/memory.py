@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from llmfleet.scale.signals import EngineReading, RouterReading
-from llmfleet.scale.work import Rates
+from llmfleet.scale.work import Rates, is_behind
 
 FIRST_ALPHA: Final = 0.9
 KEPT: Final = 64
@@ -38,10 +38,16 @@ class Point:
 
     at: float
     load: float
+    """As the table has it, without the factor on it: what is learned of that is no load that grows or falls."""
     requests: float
     rates: Rates
     queued: float = 0.0
     """What waited in routers."""
+
+    @property
+    def behind(self) -> bool:
+        """More came than engines took."""
+        return is_behind(self.rates, self.queued)
 
     @property
     def quiet(self) -> bool:

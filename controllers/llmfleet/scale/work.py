@@ -18,6 +18,8 @@ from llmfleet.scale.signals import Buckets, EngineReading, RouterReading
 
 SHORTEST: Final = 1.0
 """Two looks closer than this tell more about the clock than about the engine."""
+WAITING_EACH: Final = 2.0
+"""Requests that wait in an engine for a step or two are ordinary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,8 @@ class Rates:
     """By how much the queue grew, per second."""
     kv_usage: float = 0.0
     kv_tokens: float = 0.0
+    engines: float = 0.0
+    """How many of them this is of."""
     buckets: tuple[tuple[MetricType, Buckets], ...] = ()
 
     def work(self, steps: StepTime, role: Role) -> float:
@@ -49,6 +53,11 @@ class Rates:
         if role is Role.PREFILL:
             return prefill
         return prefill + steps.b * self.generated + steps.d * self.attended
+
+
+def is_behind(rates: Rates, queued: float) -> bool:
+    """Whether more comes than engines take: requests wait in routers, or in engines beyond what is ordinary."""
+    return queued > 0 or rates.waiting > WAITING_EACH * rates.engines
 
 
 def grown(before: float, after: float) -> float:
@@ -78,6 +87,7 @@ def rates_between(before: EngineReading, after: EngineReading) -> Rates | None:
         more_waiting=(after.waiting - before.waiting) / seconds,
         kv_usage=after.kv_usage,
         kv_tokens=after.kv_tokens,
+        engines=1.0,
         buckets=tuple(
             (kind, bucket_rates(before.buckets.get(kind, ()), edges, seconds))
             for kind, edges in sorted(after.buckets.items())
@@ -114,6 +124,7 @@ def total(rates: Iterable[Rates], at: float, *, histograms: bool = True) -> Rate
         more_waiting=sum(one.more_waiting for one in found),
         kv_usage=sum(one.kv_usage * one.kv_tokens for one in found) / tokens if tokens else mean_usage(found),
         kv_tokens=tokens,
+        engines=sum(one.engines for one in found),
         buckets=add_buckets(one.buckets for one in found) if histograms else (),
     )
 

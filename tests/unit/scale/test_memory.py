@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llmfleet.api.types import Role
 from llmfleet.capacity.capacity import Capacity
 from llmfleet.capacity.profiles import FALLBACK, PROFILES
-from llmfleet.scale.forecast import adapt, fresh, judge, quantile
+from llmfleet.scale.forecast import adapt, forecast, fresh, judge, peak_of, quantile, remember
 from llmfleet.scale.learn import OUTLIERS, learn
 from llmfleet.scale.memory import (
     ALPHA_HIGH,
@@ -220,7 +220,70 @@ def test_many_contradictions_in_a_row_undo_what_was_learned_and_fewer_do_not() -
     assert 0.7 < learned.work < 1.0
 
 
-@pytest.mark.parametrize(("budget", "alpha"), [(0.5, 0.9), (0.01, 0.9), (0.001, 0.9684), (1e-9, ALPHA_HIGH)])
+def look_at(a: float, work: float, busy: float, **changes: Any) -> Rates:
+    """A look at engines whose table is wrong by these factors, with this many times the work of `a_look`."""
+    usual = a_look(1.0)
+    prefill, generated, attended = usual.prefill * busy, usual.generated * busy, usual.attended * busy
+    sold = (STEPS.b * generated + STEPS.c * prefill + STEPS.d * attended) / usual.steps
+    seconds = (a * STEPS.a + work * sold) * generated
+    figures: dict[str, Any] = {"prefill": prefill, "generated": generated, "attended": attended, "engines": 2.0}
+    return replace(usual, **{**figures, "itl_seconds": seconds, "itl_count": generated, **changes})
+
+
+def after_looks(looks: list[Rates], queued: float = 0.0) -> Learned:
+    learned = Learned()
+    for rates in looks:
+        learned = learn(learned, rates, capacity_of(True), 15.0, queued)
+    return learned
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.3])
+@pytest.mark.parametrize("busy", [0.2, 1.0, 3.0])
+def test_a_table_that_is_wrong_by_one_factor_is_corrected_at_any_load(factor: float, busy: float) -> None:
+    found = after_looks([look_at(factor, factor, busy)] * 200)
+    assert (found.a, found.work) == pytest.approx((factor, factor), rel=0.07)
+
+
+def test_looks_at_different_loads_tell_the_two_factors_apart() -> None:
+    found = after_looks([look_at(1.3, 0.8, busy) for _ in range(2400) for busy in (0.2, 1.5)])
+    assert (found.a, found.work) == pytest.approx((1.3, 0.8), rel=0.02)
+
+
+@pytest.mark.parametrize(("waiting", "queued"), [(5.0, 0.0), (0.0, 1.0)])
+def test_a_fleet_that_is_behind_teaches_nothing(waiting: float, queued: float) -> None:
+    """The gaps of its waves once doubled the price of every request, and the fleet with it, for hours."""
+    behind = look_at(1.8, 1.8, 1.0, waiting=waiting)
+    assert after_looks([behind] * 50, queued) == Learned()
+    assert after_looks([look_at(1.8, 1.8, 1.0, waiting=4.0)] * 50).work > 1.5
+
+
+def seen(loads: list[float], queued: float) -> list[Point]:
+    return [
+        Point(at=START + 15.0 * n, load=load, requests=1.0, rates=Rates(at=START), queued=queued)
+        for n, load in enumerate(loads)
+    ]
+
+
+def test_the_waves_of_a_fleet_that_is_behind_are_no_peak() -> None:
+    waves = [9.0, 17.0, 2.0, 9.0, 16.0, 3.0, 8.0, 17.0]
+    assert peak_of(seen(waves, 0.0), 1.0) == 17.0
+    assert peak_of(seen(waves, 5.0), 1.0) < 14.0
+    assert peak_of([], 1.0) == 1.0
+
+
+def test_what_is_learned_of_the_table_is_no_load_that_grows() -> None:
+    """Points keep the table's figures: a factor that moves from 1 to 1.4 moves the base, and no peak above it."""
+    memory = begin(START)
+    for n in range(100):
+        factor = 1 + 0.4 * n / 99
+        memory = replace(memory, learned=Learned(work=factor))
+        point = Point(at=START + 15.0 * n, load=10.0, requests=1.0, rates=Rates(at=START))
+        memory = remember(memory, point, one=0.8 / factor, lead=60.0, keep=86400.0, window=0.0)
+    assert memory.ranked[-1] == pytest.approx(0.0)
+    assert forecast(memory, START + 15.0 * 99, 0.8).base == pytest.approx(14.0)
+
+
+@pytest.mark.parametrize(("budget", "alpha"), [(0.5, 0.9), (0.01, 0.95), (0.001, 0.9842), (1e-9, ALPHA_HIGH)])
 def test_a_small_budget_begins_at_a_high_quantile(budget: float, alpha: float) -> None:
     assert fresh(begin(START), budget).alpha == pytest.approx(alpha, abs=1e-4)
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from llmfleet.api.autoscaler import MetricType, Slo
 from llmfleet.capacity.capacity import Capacity, Shape
-from llmfleet.scale.forecast import ALPHA_HIGH, ALPHA_LOW, adapt
+from llmfleet.scale.forecast import adapt, lowest
 from llmfleet.scale.look import View
-from llmfleet.scale.memory import Memory, Point, begin
+from llmfleet.scale.memory import ALPHA_HIGH, ALPHA_LOW, Memory, Point, begin
 from llmfleet.scale.misses import beyond, missed_share
 from llmfleet.scale.signals import Evidence
 from llmfleet.scale.work import Rates
@@ -98,11 +98,19 @@ def test_headroom_grows_with_misses_and_stays_within_bounds(
 ) -> None:
     low, high = sorted((missed, more))
     first, second = (adapt(memory_of(alpha), missed=share, budget=budget).alpha for share in (low, high))
-    assert ALPHA_LOW <= first <= second <= ALPHA_HIGH
+    assert lowest(budget) <= first <= second <= ALPHA_HIGH
     if high > budget and alpha < ALPHA_HIGH:
         assert second > alpha
-    if high == 0 and alpha > ALPHA_LOW:
+    if high == 0 and alpha > lowest(budget):
         assert second < alpha
+
+
+@pytest.mark.parametrize(("budget", "least"), [(0.25, 0.9), (0.01, 0.95), (0.001, 0.9842)])
+def test_a_calm_day_takes_no_headroom_below_where_it_began(budget: float, least: float) -> None:
+    memory = memory_of(0.99)
+    for _ in range(5_760):
+        memory = adapt(memory, missed=0.0, budget=budget)
+    assert memory.alpha == pytest.approx(least, abs=1e-4)
 
 
 @pytest.mark.parametrize("budget", [0.001, 0.01])
