@@ -126,7 +126,7 @@ def rates(factor_a: float, factor_work: float, batch: float) -> Rates:
 )
 def test_quiet_and_busy_looks_teach_both_factors(factor_a: float, factor_work: float) -> None:
     capacity, learned = build_capacity(SPEC, LLAMA), Learned()
-    for _ in range(200):
+    for _ in range(400):
         learned = learn(learned, rates(factor_a, factor_work, 1), capacity, 15.0)
         learned = learn(learned, rates(factor_a, factor_work, 60), capacity, 15.0)
     assert learned.a == pytest.approx(factor_a, rel=0.05)
