@@ -25,7 +25,10 @@ from faults_long.world import NODES, ROUTERS, World, settled
 
 STALL = 15  # lifecycle.stallTimeoutSeconds here: 60 by default
 ROUTER_STALL = 30.0
-PROMPT = 800  # words, each 5 ms long where a prompt is to take its time
+PROMPT = 400  # words, each 5 ms long where a prompt is to take its time
+# Of such prompts one engine must be able to read all that come while the other one is away: more of them in one step
+# would take longer than the stall timeout, and a healthy group would be made anew as a hung one.
+PROMPT_RATE = 0.2
 
 
 @contextmanager
@@ -46,7 +49,7 @@ def frozen(pod_uid: str, word: str) -> Iterator[list[int]]:
 
 
 def spec(world: World, phase: str) -> Manifest:
-    """An engine whose prompts take some four seconds when they are what is to be hit."""
+    """An engine whose prompts take some two seconds when they are what is to be hit."""
     steps = ["--sim-step-a=50", "--sim-step-b=0", f"--sim-step-c={5 if phase == 'prefill' else 0}", "--sim-step-d=0"]
     made = world.spread_spec("frozen", NODES, lifecycle={"stallTimeoutSeconds": STALL})
     return made | {"inferenceArgs": {"maxModelLen": 8192, "extraArgs": steps}}
@@ -55,7 +58,7 @@ def spec(world: World, phase: str) -> Manifest:
 def play(rank: int, phase: str, world: World, incident: Incident) -> None:
     """Freeze a rank of one of two groups, watch it being made anew, ask it again."""
     bed = world.bed
-    rate, tokens, words = (0.7, 4, PROMPT) if phase == "prefill" else (4.0, 100, 0)
+    rate, tokens, words = (PROMPT_RATE, 4, PROMPT) if phase == "prefill" else (4.0, 100, 0)
     with bed.fleet("frozen", 2, spec(world, phase), wait=120) as names, ExitStack() as stack:
         victim, router = world.random.choice(names), bed.pods(ROUTERS)[0]
         eventually(lambda: all(world.offers(router, name) for name in names), 30)
