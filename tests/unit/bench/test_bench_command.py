@@ -273,8 +273,9 @@ def test_wrong_use_is_one_line_that_says_what_to_write(arguments: list[str], wor
 
 
 def test_more_users_than_open_files_is_said_before_anything_is_sent() -> None:
-    line = f"ulimit -n 200; exec {sys.executable} -m llmfleet bench --url http://127.0.0.1:9 --model m --users 500"
-    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    bench = [sys.executable, "-m", "llmfleet", "bench", "--url", "http://127.0.0.1:9", "--model", "m", "--users", "500"]
+    limited = ["sh", "-c", 'ulimit -n 200; exec "$@"', "sh", *bench]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--users 500 needs 564 open files and 200 are allowed: raise ulimit -n" in " ".join(done.stderr.split())
 
