@@ -50,7 +50,18 @@ BESIDE: dict[str, str] = {
     "autoscaling": "dev",
 }
 
+# What a cluster with Prometheus' operator says that it serves.
+PROMETHEUS_OPERATOR = tuple(f"monitoring.coreos.com/v1{kind}" for kind in ("", "/PodMonitor", "/PrometheusRule"))
+
 Object = dict[str, Any]
+
+
+def nested(path: str, value: Any) -> dict[str, Any]:
+    """{"a": {"b": value}} from "a.b"."""
+    tree: Any = value
+    for key in reversed(path.split(".")):
+        tree = {key: tree}
+    return dict(tree)
 
 
 class RenderError(Exception):

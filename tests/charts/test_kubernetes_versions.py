@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from charts.engines import engines
-from charts.rendering import CHARTS, PROFILES, ROOT, Object, RenderError, helm, render, run
+from charts.rendering import CHARTS, PROFILES, PROMETHEUS_OPERATOR, ROOT, Object, RenderError, helm, render, run
 
 pytestmark = pytest.mark.helm
 
@@ -34,7 +34,6 @@ MORE: Mapping[str, Any] = {
     "fleet": {"networkPolicy": {"enabled": True, "defaultDeny": True}},
     "monitoring": {"enabled": True},
 }
-APIS = ("monitoring.coreos.com/v1", "monitoring.coreos.com/v1/PodMonitor", "monitoring.coreos.com/v1/PrometheusRule")
 
 
 @cache
@@ -63,7 +62,9 @@ def findings(version: str, folder: Path) -> dict[str, list[str]]:
 @cache
 def rendered() -> dict[str, list[Object]]:
     """Every profile, and one with what none of them switches on."""
-    return {profile: render(profile) for profile in PROFILES} | {"more": render("multi-tenant", MORE, apis=APIS)}
+    return {profile: render(profile) for profile in PROFILES} | {
+        "more": render("multi-tenant", MORE, apis=PROMETHEUS_OPERATOR)
+    }
 
 
 @pytest.fixture(scope="module", params=VERSIONS)

@@ -13,23 +13,14 @@ from typing import Any
 import pytest
 import yaml
 
-from charts.rendering import CHARTS, Object, RenderError, render
+from charts.rendering import CHARTS, PROMETHEUS_OPERATOR, Object, RenderError, nested, render
 
 pytestmark = pytest.mark.helm
 
 SUBCHARTS = {"controllers": "llmfleet-controllers", "fleet": "llmfleet-fleet", "monitoring": "llmfleet-monitoring"}
 MONITORED: Mapping[str, Any] = {"monitoring": {"enabled": True}}
-APIS = ("monitoring.coreos.com/v1", "monitoring.coreos.com/v1/PodMonitor", "monitoring.coreos.com/v1/PrometheusRule")
 # What a model needs may be said by the model, so only a template can miss it.
 ELSEWHERE = {"fleet.engine.image.repository", "fleet.engine.image.tag"}
-
-
-def nested(path: str, value: Any) -> dict[str, Any]:
-    """{"a": {"b": value}} from "a.b"."""
-    tree: Any = value
-    for key in reversed(path.split(".")):
-        tree = {key: tree}
-    return dict(tree)
 
 
 def merged(one: Any, other: Any) -> Any:
@@ -59,7 +50,7 @@ def all_removable() -> set[str]:
 
 
 def install(values: Mapping[str, Any], binary: str = "helm") -> list[Object]:
-    return render("dev", merged(MONITORED, values), apis=APIS, binary=binary)
+    return render("dev", merged(MONITORED, values), apis=PROMETHEUS_OPERATOR, binary=binary)
 
 
 def test_everything_that_may_be_taken_away_may_be_taken_away_at_once() -> None:

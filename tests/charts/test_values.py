@@ -10,19 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from charts.rendering import CHARTS, OWN_CHARTS, ROOT, find, refusal, render, run
+from charts.rendering import CHARTS, OWN_CHARTS, ROOT, find, nested, refusal, render, run
 from llmfleet.api.autoscaler import parse_autoscaler
 from llmfleet.router.limits import Settings
 
 pytestmark = pytest.mark.helm
-
-
-def nested(path: str, value: Any) -> dict[str, Any]:
-    """{"a": {"b": value}} from "a.b"."""
-    tree: Any = value
-    for key in reversed(path.split(".")):
-        tree = {key: tree}
-    return dict(tree)
 
 
 def test_schemas_and_readmes_are_generated_from_the_values() -> None:

@@ -4,8 +4,6 @@ import json
 import os
 import platform
 import re
-import select
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from faults.ground import end_now
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROBE_IMAGE = "localhost/llmfleet/probe:1"
@@ -106,13 +106,7 @@ def eventually(check: Callable[[], bool], seconds: float, what: str) -> None:
 
 def kill(pid: int) -> None:
     """End a process uncatchably and wait until it has: told to die, it still looks alive for a moment."""
-    handle = os.pidfd_open(pid)
-    try:
-        signal.pidfd_send_signal(handle, signal.SIGKILL)
-        ended, _, _ = select.select([handle], [], [], 60)
-    finally:
-        os.close(handle)
-    assert ended, f"process {pid} outlived SIGKILL"
+    end_now([pid])
 
 
 def network_namespaces() -> set[int]:

@@ -9,7 +9,7 @@ from engine import DONE, Behaviour, chat_event, events, json_answer, ok, status
 from test_pick import take
 
 from llmfleet.api.document import Document, Endpoint, Model
-from llmfleet.router.errors import CONFESSIONS, Confession, confession, confession_in
+from llmfleet.router.errors import CONFESSIONS, Confession, confession, error_in
 from llmfleet.router.health import Rules, Vitals, Why
 from llmfleet.router.pick import Fleet
 from llmfleet_sim.errors import ENGINE_DEAD, SHUTTING_DOWN
@@ -54,7 +54,7 @@ def test_the_words_are_those_of_the_engine():
 
 @pytest.mark.parametrize("body", [b"", b"no", b"[]", b'{"error": "x"}', b'{"error": {"message": 7}}', b'{"error": {}}'])
 def test_other_failures_say_nothing_of_the_engine(body):
-    assert confession_in(body) is None
+    assert confession(error_in(body)) is None
 
 
 def test_words_of_a_client_inside_an_error_are_no_confession():

@@ -25,8 +25,8 @@ from llmfleet.router.usage import Usage
 RETRYABLE: Final = frozenset({500, 503})  # a draining or failing engine; never 429
 MAX_FAILURE: Final = 1 << 16  # bytes of such an answer that are read to see what the engine says of itself
 CHUNKED: Final = b"\r\ntransfer-encoding: chunked"
-# A unary 200 that is in truth a request the engine gave up; quotes inside an answer's text are escaped.
 _CONFESSED: Final = frozenset(Confession)
+# A unary 200 that is in truth a request the engine gave up; quotes inside an answer's text are escaped.
 _ABORTED: Final = re.compile(rb'"finish_reason":\s*"(?:abort|error)"')
 
 
@@ -271,8 +271,7 @@ class Answer:
             if self._held_size > MAX_FAILURE:
                 self.judge_failure()
             return
-        self._held = [b"".join(self._held)]
-        self.confession = errors.confession_in(self._held[0])
+        self.confession = errors.confession(errors.error_in(b"".join(self._held)))
         self.verdict = Again(self.confession or "status", f"status {self._failure}")
 
     # ---- streams ----
@@ -348,10 +347,10 @@ class Answer:
     def _end_stream(self, *, whole: bool = True) -> bytes:
         """The answer is over and the client can tell how: forward the last chunk that was withheld."""
         scanner = cast(Scanner, self._scanner)
-        failed = scanner.failed
         if scanner.error is not None:
             self.confession = errors.confession(scanner.error)
-        self.verdict = Ended("failed" if failed else "complete", failed, self._keep_alive and whole)
+        outcome = "failed" if scanner.failed else "complete"
+        self.verdict = Ended(outcome, scanner.failed, self._keep_alive and whole)
         return http1.LAST_CHUNK if self._chunked and whole else b""
 
     def _break(self, reason: str, code: Code, message: str) -> bytes:
@@ -450,12 +449,7 @@ class Answer:
 
     def _say_in_stream(self, body: bytes, outcome: str) -> bytes:
         """Put an engine's error into the stream that was promised: an event, and no terminating chunk."""
-        try:
-            document = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            document = None
-        error = document.get("error") if isinstance(document, dict) else None
-        message = error.get("message") if isinstance(error, dict) else None
+        message = errors.error_in(body).get("message")
         words = message if isinstance(message, str) else "the engine did not answer with a stream"
         event = errors.event(errors.lost(Code.UPSTREAM_FAILED, words), self._route.dialect)
         self.verdict = Ended(outcome, False, False)

@@ -120,14 +120,14 @@ def confession(error: Mapping[str, Any]) -> Confession | None:
     return CONFESSIONS.get(message) if isinstance(message, str) else None
 
 
-def confession_in(body: bytes) -> Confession | None:
-    """Return what the body of an engine's failure says of the engine, if it does."""
+def error_in(body: bytes) -> dict[str, Any]:
+    """Return the error object in the body of an engine's failure; an empty one if there is none."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return None
+        return {}
     error = document.get("error") if isinstance(document, dict) else None
-    return confession(error) if isinstance(error, dict) else None
+    return error if isinstance(error, dict) else {}
 
 
 def engine_status(error: dict[str, Any]) -> int:

@@ -92,7 +92,7 @@ class Vitals:
         self.streak += 1
         self._doubt = now + min(rules.longest, DOUBT_SECONDS * 2.0 ** (min(self.streak, MAX_DOUBLINGS) - 1))
         self._severed = self._severed + 1 if severed else 0
-        if self._severed >= rules.severed > 0 and not (self.lost or self.dead):
+        if self._severed >= rules.severed > 0 and self.why not in CERTAIN:
             return Why.SEVERED
         if self.why is None and self.streak >= rules.consecutive > 0:
             return Why.CONSECUTIVE
@@ -122,7 +122,7 @@ class Vitals:
                 self.back()
             return None
         self._unanswered += 1
-        return Why.CHECKS if self._unanswered >= rules.checks > 0 and not (self.lost or self.dead) else None
+        return Why.CHECKS if self._unanswered >= rules.checks > 0 and self.why not in CERTAIN else None
 
     def out(self, why: Why, now: float, rules: Rules) -> None:
         """Leave the engine out, each time for twice as long."""

@@ -13,7 +13,7 @@ from typing import Final
 from llmfleet.router import errors
 from llmfleet.router.answer import FAILING, OVER, PASSING, STREAMING, UNARY, Again, Answer, Broken, Verdict
 from llmfleet.router.client import Upstream
-from llmfleet.router.engines.relay import Attempt, Requester, Services
+from llmfleet.router.engines.relay import GONE, Attempt, Requester, Services
 from llmfleet.router.errors import Code, Confession, Refusal
 from llmfleet.router.pick import Backend, ModelPool, pick
 from llmfleet.router.policy import Admitted, Origin
@@ -275,9 +275,7 @@ class Exchange(Attempt):
 
     def _free(self, verdict: Again) -> bool:
         """What never reached its engine, or was on one that is gone, may be sent again at no charge."""
-        if verdict.confessed or verdict.reason in ("connect", "lost"):
-            return True
-        return self._backend is not None and self._backend.vitals.lost
+        return verdict.reason in GONE or (self._backend is not None and self._backend.vitals.lost)
 
     def _affordable(self) -> bool:
         budget, retries = self.pool.budget, self.router.settings.retries

@@ -19,8 +19,8 @@ from llmfleet.router.client import Upstream
 from llmfleet.router.disagg import plan
 from llmfleet.router.disagg.ledger import Fate
 from llmfleet.router.disagg.plan import Handoff, NoHandoff, Way
-from llmfleet.router.engines.relay import Attempt, Requester, Services
-from llmfleet.router.errors import Code, Confession, Refusal
+from llmfleet.router.engines.relay import GONE, Attempt, Requester, Services
+from llmfleet.router.errors import Code, Refusal
 from llmfleet.router.pick import Backend, ModelPool, pick
 from llmfleet.router.policy import Admitted, Origin
 from llmfleet.router.relay import MAX_ATTEMPTS, Exchange
@@ -32,8 +32,7 @@ log = logging.getLogger(__name__)
 
 MAX_FIRST_LEGS: Final = 2  # for one second leg
 # The decode engine was not there: its prefill engine is not to blame.
-_DECODE_GONE: Final = frozenset({"connect", "reset", "lost", *Confession})
-_ENGINE_GONE: Final = frozenset({"connect", "lost", *Confession})  # nothing was computed there
+_DECODE_GONE: Final = GONE | {"reset"}
 
 
 def exchange_for(pool: ModelPool) -> type[Exchange]:
@@ -242,7 +241,7 @@ class SplitExchange(Exchange):
             # What is wrong with the request is wrong on any engine.
             self._say(self.answer.whole(status, body, "complete"))
         else:
-            confession = errors.confession_in(body)
+            confession = errors.confession(errors.error_in(body))
             if confession is not None and self._prefill is not None:
                 self.router.confessed(self._prefill)
             reason = confession or ("status" if status in RETRYABLE else "not_an_answer")
@@ -290,7 +289,7 @@ class SplitExchange(Exchange):
             self._give_up(self._quarantined())
             return
         other = None
-        if self._legs < MAX_FIRST_LEGS and (reason in _ENGINE_GONE or self._affordable()):
+        if self._legs < MAX_FIRST_LEGS and (reason in GONE or self._affordable()):
             other = plan.prefill_for(self.pool, decode, self._rules, now, self.keys, avoid=prefill)
         if other is not None:
             self._ask(other)

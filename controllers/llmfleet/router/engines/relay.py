@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from llmfleet.router import http1
 from llmfleet.router.client import Upstream, take_idle
-from llmfleet.router.errors import Refusal
+from llmfleet.router.errors import Confession, Refusal
 from llmfleet.router.limits import Settings
 from llmfleet.router.pick import Backend, ModelPool
 from llmfleet.router.retries import Quarantine
@@ -20,6 +20,7 @@ from llmfleet.router.retries import Quarantine
 if TYPE_CHECKING:
     from llmfleet.router.relay import Exchange
 
+GONE: Final = frozenset({"connect", "lost", *Confession})  # nothing comes of it there: another attempt adds no work
 SEVERED: Final = frozenset({"connect", "reset", "lost"})  # what says that an engine may be gone
 
 
