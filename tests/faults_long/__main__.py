@@ -4,6 +4,7 @@
     python -m faults_long --list                 the scenarios, and how each one went last time
     python -m faults_long --only NAME ...        these, if they need it
     python -m faults_long --again NAME ...       these, in any case
+    python -m faults_long --rounds 3             until each has held three times in a row, with seeds 1, 2 and 3
     python -m faults_long --publish              put what was found into the documentation
 
 Every finished scenario is kept at once in build/faults-long/results.json, so a run that was interrupted goes on.
@@ -14,9 +15,8 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from e2e.bed import ROOT
 from faults.ground import Ground
@@ -34,19 +34,19 @@ def main(arguments: list[str]) -> int:
     known = {scenario.name: scenario for scenario in SCENARIOS}
     asked = parsed(arguments, list(known))
     if asked.list or asked.publish:
-        show(results.read(RESULTS)) if asked.list else publish()
+        show(results.read(asked.results)) if asked.list else publish(asked.results)
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs behind it without one
-    found = results.read(RESULTS)
+    found = results.read(asked.results)
     wanted = [known[name] for name in asked.again or asked.only or known]
-    due = [one for one in wanted if asked.again or not results.finished(found, one.name)]
+    due = [one for one in wanted if asked.again or not results.finished(found, one.name, asked.rounds)]
     say: Callable[[str], None] = lambda line: print(line, flush=True)  # noqa: E731
     say(f"{len(due)} of {len(wanted)} scenarios to run: {', '.join(one.name for one in due) or 'none'}")
     if due:
         play(due, World(say, Ground(asked.cluster), options=vars(asked)), asked, say)
-    found = results.read(RESULTS)
-    return 0 if all(results.finished(found, one.name) for one in wanted) else 1
+    found = results.read(asked.results)
+    return 0 if all(results.finished(found, one.name, asked.rounds) for one in wanted) else 1
 
 
 def play(due: list[Scenario], world: World, asked: argparse.Namespace, say: Callable[[str], None]) -> None:
@@ -56,8 +56,10 @@ def play(due: list[Scenario], world: World, asked: argparse.Namespace, say: Call
         for number, scenario in enumerate(due, 1):
             say(f"\n[{number}/{len(due)}] {scenario.name}: {scenario.title} (at most {scenario.limit:.0f} s)")
             world.mend()
-            one = run(scenario, world, asked.seed, say)
-            results.write(RESULTS, results.read(RESULTS) | {scenario.name: one})
+            found = results.read(asked.results)
+            runs = found.get(scenario.name, ())
+            one = run(scenario, world, asked.seed or len(results.held(runs)) + 1, say)
+            results.write(asked.results, found | {scenario.name: results.after(runs, one)})
             say(f"{scenario.name}: {'held' if one['passed'] else 'BROKEN'} ({one['seconds']} s)")
     finally:
         if not asked.keep:
@@ -77,25 +79,32 @@ def parsed(arguments: list[str], names: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--keep", action="store_true", help="leave the cluster up")
     parser.add_argument("--cluster", default="long", help="the name of the cluster, to run several at once")
-    parser.add_argument("--seed", type=int, default=1, help="of what is chosen by chance")
+    parser.add_argument("--seed", type=int, help="of what is chosen by chance; by default the number of the run")
+    parser.add_argument("--rounds", type=int, default=1, help="how often in a row each has to hold")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where to keep what was found")
     parser.add_argument("--requests", type=int, default=1_000_000, help="length of the soak")
     parser.add_argument("--away", type=float, default=600.0, help="seconds without a control plane")
     return parser.parse_args(arguments)
 
 
-def show(found: dict[str, Any]) -> None:
+def show(found: Mapping[str, results.Runs]) -> None:
     """Say which scenarios there are, and what is known of them."""
     for scenario in SCENARIOS:
-        one = found.get(scenario.name)
-        word = (
-            "not run" if one is None else f"{'held' if one['passed'] else 'BROKEN'}, {one['date']}, {one['seconds']} s"
-        )
+        word = said(found.get(scenario.name, ()))
         print(f"{scenario.name:22} {word:40} {scenario.title}")
 
 
-def publish() -> None:
+def said(runs: results.Runs) -> str:
+    """In a word how the last run went, and how many in a row held."""
+    if not runs:
+        return "not run"
+    times = f"{len(results.held(runs))} times" if len(results.held(runs)) > 1 else "once"
+    return f"{f'held {times}' if runs[-1]['passed'] else 'BROKEN'}, {runs[-1]['date']}, {runs[-1]['seconds']} s"
+
+
+def publish(path: Path) -> None:
     """Keep what was found beside the page, and show it there."""
-    found = {**results.read(PUBLISHED), **results.read(RESULTS)}
+    found = {**results.read(PUBLISHED), **results.read(path)}
     results.write(PUBLISHED, found)
     table = results.rendered(found, [scenario.name for scenario in SCENARIOS])
     Path(PAGE).write_text(results.page_with(PAGE.read_text(), table))

@@ -1,7 +1,8 @@
 """The result file of the long fault runs, and the tables the documentation shows of it.
 
 In: what scenarios found, as plain values. Out: the same on disk, one write per finished scenario, so that a run that
-was interrupted goes on where it was; and Markdown. Two runs of one scenario are not merged: the later one stands.
+was interrupted goes on where it was; and Markdown. Of a scenario the last runs in a row that held are kept, three at
+most, each with a seed of its own; after one that did not hold the row begins anew.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- faults-long: begin -->", "<!-- faults-long: end -->"
+ROW = 3
 Found = dict[str, Any]
+Runs = Sequence[Found]
 
 
-def read(path: Path) -> dict[str, Found]:
-    """What earlier runs found, by scenario; nothing when there is no file."""
-    found: dict[str, Found] = json.loads(path.read_text()) if path.exists() else {}
+def read(path: Path) -> dict[str, Runs]:
+    """What earlier runs found, by scenario, the latest last; nothing when there is no file."""
+    found: dict[str, Runs] = json.loads(path.read_text()) if path.exists() else {}
     return found
 
 
-def write(path: Path, found: Mapping[str, Found]) -> None:
+def write(path: Path, found: Mapping[str, Runs]) -> None:
     """Write all at once: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".new")
@@ -30,26 +33,48 @@ def write(path: Path, found: Mapping[str, Found]) -> None:
     os.replace(beside, path)
 
 
-def finished(found: Mapping[str, Found], name: str) -> bool:
-    """Whether a scenario need not run again: it ran to its end and all held."""
-    return bool(found.get(name, {}).get("passed"))
+def after(runs: Runs, one: Found) -> Runs:
+    """The runs of a scenario when there is one more: a row that was broken begins anew."""
+    return [*held(runs), one][-ROW:]
 
 
-def rendered(found: Mapping[str, Found], order: Sequence[str]) -> str:
+def held(runs: Runs) -> Runs:
+    """Those in a row, up to the last, that held."""
+    return runs if runs and runs[-1]["passed"] else []
+
+
+def finished(found: Mapping[str, Runs], name: str, rounds: int = 1) -> bool:
+    """Whether a scenario need not run again: it ran to its end and all held, so many times in a row."""
+    return len(held(found.get(name, ()))) >= rounds
+
+
+def rendered(found: Mapping[str, Runs], order: Sequence[str]) -> str:
     """The tables of all scenarios that were run, in the order in which they are listed."""
-    known = [name for name in order if name in found]
+    known = [name for name in order if found.get(name)]
     rows = [row(name, found[name]) for name in known]
-    head = ["| scenario | must hold | measured |", "|---|---|---|"]
-    return "\n".join([*head, *rows, "", "Each incident, second by second:", "", *map(incident, map(found.get, known))])
-
-
-def row(name: str, one: Found) -> str:
-    """One line of the table."""
-    measured = "; ".join(
-        f"{key}: {shown(value)}" for key, value in one["figures"].items() if not isinstance(value, list)
+    head = ["| scenario | must hold | runs | measured |", "|---|---|---|---|"]
+    return "\n".join(
+        [*head, *rows, "", "Each incident, second by second:", "", *(incident(found[name]) for name in known)]
     )
-    verdict = "" if one["passed"] else f"**falls short**: {'; '.join(one['broken'])}. "
-    return f"| `{name}`: {one['title']} | {one['must_hold']} | {verdict}{measured} |"
+
+
+def row(name: str, runs: Runs) -> str:
+    """One line of the table; the figures of several runs stand beside each other."""
+    last = runs[-1]
+    verdict = "" if last["passed"] else f"**falls short**: {'; '.join(last['broken'])}. "
+    measured = "; ".join(f"{key}: {beside(runs, key)}" for key, value in last["figures"].items() if figure(value))
+    return f"| `{name}`: {last['title']} | {last['must_hold']} | {len(runs)} | {verdict}{measured} |"
+
+
+def figure(value: Any) -> bool:
+    """Whether a value belongs into a table: the words about single requests do not."""
+    return not isinstance(value, list)
+
+
+def beside(runs: Runs, key: str) -> str:
+    """One figure of every run, once where they all agree."""
+    values = [shown(one["figures"].get(key, "none")) for one in runs]
+    return values[0] if len(set(values)) == 1 else " / ".join(values)
 
 
 def shown(value: Any) -> str:
@@ -59,15 +84,25 @@ def shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def incident(one: Found | None) -> str:
-    """What happened when, folded away."""
-    assert one
-    made = f"{one['date']}, seed {one['seed']}, load of the machine {one['load']}, {one['versions']}"
-    lines = [f"<details><summary>{one['title']} ({one['seconds']} s)</summary>", "", made, "", "```"]
+def incident(runs: Runs) -> str:
+    """What happened when in the last run, folded away, and when the earlier ones were."""
+    one = runs[-1]
+    lines = [
+        f"<details><summary>{one['title']} ({one['seconds']} s)</summary>",
+        "",
+        *map(made, reversed(runs)),
+        "",
+        "```",
+    ]
     lines += [f"{step['second']:7.1f} s  {step['what']}" for step in one["timeline"]]
-    lost = [line for value in one["figures"].values() if isinstance(value, list) for line in value]
+    lost = [line for value in one["figures"].values() if not figure(value) for line in value]
     lines += [f"lost: {line}" for line in lost]
     return "\n".join([*lines, "```", "</details>", ""])
+
+
+def made(one: Found) -> str:
+    """When a run was, and on what."""
+    return f"* {one['date']}, seed {one['seed']}, load of the machine {one['load']}, {one['versions']}"
 
 
 def page_with(page: str, table: str) -> str:

@@ -23,6 +23,7 @@ ONE = {
     "figures": {"requests": 1234, "lost requests": ["2 x reset"], "ends": {"complete": 7}},
     "timeline": [{"second": 1.5, "what": "it broke"}],
 }
+BAD = ONE | {"passed": False, "broken": ["it hung"]}
 
 
 def test_the_page_shows_the_committed_results():
@@ -36,18 +37,36 @@ def test_every_committed_result_is_of_a_scenario_that_exists():
 
 
 def test_a_row_says_what_fell_short_and_leaves_lists_to_the_incident():
-    good, bad = results.row("x", ONE), results.row("x", ONE | {"passed": False, "broken": ["it hung"]})
-    assert good == "| `x`: a thing breaks | all | requests: 1,234; ends: complete 7 |"
+    good, bad = results.row("x", [ONE]), results.row("x", [BAD])
+    assert good == "| `x`: a thing breaks | all | 1 | requests: 1,234; ends: complete 7 |"
     assert "**falls short**: it hung" in bad
-    assert "lost: 2 x reset" in results.incident(ONE) and "it broke" in results.incident(ONE)
+    assert "lost: 2 x reset" in results.incident([ONE]) and "it broke" in results.incident([ONE])
+
+
+def test_figures_of_several_runs_stand_beside_each_other():
+    other = ONE | {"figures": ONE["figures"] | {"requests": 1300}, "seed": 2}
+    row = results.row("x", [ONE, other])
+    assert "| 2 | requests: 1,234 / 1,300; ends: complete 7 |" in row
+    assert "seed 2" in results.incident([ONE, other]) and "seed 1" in results.incident([ONE, other])
+
+
+def test_three_runs_in_a_row_are_kept_and_a_broken_one_begins_the_row_anew():
+    runs: results.Runs = []
+    for seed in (1, 2, 3, 4):
+        runs = results.after(runs, ONE | {"seed": seed})
+    assert [one["seed"] for one in runs] == [2, 3, 4]
+    broken = results.after(runs, BAD)
+    assert broken == [*runs[1:], BAD] and not results.held(broken)
+    assert results.after(broken, ONE) == [ONE]
 
 
 def test_a_scenario_that_did_not_hold_is_run_again_and_one_that_did_is_not(tmp_path):
     path = tmp_path / "deep" / "results.json"
     assert results.read(path) == {} and not results.finished({}, "x")
-    results.write(path, {"x": ONE, "y": ONE | {"passed": False}})
-    assert json.loads(path.read_text())["x"] == ONE
+    results.write(path, {"x": [ONE], "y": [ONE, BAD]})
+    assert json.loads(path.read_text())["x"] == [ONE]
     assert results.finished(results.read(path), "x") and not results.finished(results.read(path), "y")
+    assert not results.finished(results.read(path), "x", rounds=2)
 
 
 def test_scenarios_have_names_of_their_own_and_an_end():
