@@ -6,7 +6,6 @@ input.
 
 from __future__ import annotations
 
-import time
 from typing import Final
 
 import click
@@ -94,7 +93,7 @@ def build_autoscaler(
     metrics = AutoscalerMetrics()
 
     def install(manager: Manager, api: Api) -> None:
-        scale.install(manager, api, settings, time.time, metrics)
+        scale.install(manager, api, settings, lambda: api.now().timestamp(), metrics)
 
     return build_process(
         "autoscaler",

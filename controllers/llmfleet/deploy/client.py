@@ -135,7 +135,7 @@ class Prober:
         now = self._clock()
         with self._lock:
             answer = self._answers.get(question)
-            if answer and (answer.busy or (answer.at and now - answer.at < fresh)):
+            if answer and (answer.busy or (answer.at and timedelta(0) <= now - answer.at < fresh)):
                 return
             self._answers[question] = replace(answer or Answer(asked=now), asked=now, busy=True)
             self._forget(now)

@@ -390,7 +390,7 @@ class ClusterController:
     def _namespace_gone(self, namespace: str) -> bool:
         now = self._clock()
         known = self._namespaces.get(namespace)
-        if known is None or now - known[0] > NAMESPACE_FRESH:
+        if known is None or not timedelta(0) <= now - known[0] <= NAMESPACE_FRESH:
             try:
                 found = self._api.get(Ref(kind=NAMESPACE, namespace=namespace, name=namespace))
                 gone = bool(found["metadata"].get("deletionTimestamp"))

@@ -388,7 +388,7 @@ def plan_status(facts: Facts, status: Mapping[str, Any], now: datetime) -> tuple
     live = facts.instance.status
     if is_subset(status, live) and set(live) - set(status) <= {"lastRestartTime"}:
         return ()
-    recent = facts.reported is not None and now - facts.reported < COUNTS_GATHERED
+    recent = facts.reported is not None and timedelta(0) <= now - facts.reported < COUNTS_GATHERED
     if recent and is_subset(without_counts(status), live):
         return ()
     return (ApplyStatus(ref=ref_of(facts.cluster), status=status),)

@@ -162,7 +162,7 @@ def carry_on(instance: Instance, lifecycle: Lifecycle, now: datetime) -> Step:
     doomed = [rank for rank in instance.ranks.values() if is_doomed(instance, incident, rank)]
     if not doomed:
         return close(instance, incident, now)
-    due = not_before(records, incident, lifecycle)
+    due = not_before(records, incident, lifecycle, now)
     if due is not None and now < due:
         return Step(records=records, again=due)
     grace = UPDATE_GRACE if incident.cause is Cause.UPDATE else CRASH_GRACE
@@ -210,10 +210,12 @@ def recounted(instance: Instance) -> int:
     return max(1, rank.restarts - int(restarts))
 
 
-def not_before(records: Records, incident: Incident, lifecycle: Lifecycle) -> datetime | None:
+def not_before(records: Records, incident: Incident, lifecycle: Lifecycle, now: datetime) -> datetime | None:
     """The first restart is at once; each further one waits twice as long, until the group was calm for a while."""
     if incident.cause is Cause.UPDATE or records.last_restart is None or records.streak == 0:
         return None
+    if records.last_restart > now:
+        return None  # written by a clock that was ahead: nobody waits for that hour
     doubled: int = 2 ** min(records.streak - 1, 16)
     wait = timedelta(seconds=lifecycle.restart_backoff_seconds * doubled)
     return records.last_restart + min(wait, BACKOFF_LIMIT)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from builtins import list as List
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from typing import Any, Final
 
 import orjson
@@ -54,6 +55,10 @@ class Api:
     def manager(self) -> str:
         """Field manager of this component's server-side applies."""
         return self._manager
+
+    def now(self) -> datetime:
+        """The time by the apiserver's clock, which is the one that what we read was written by."""
+        return self._transport.clock.now()
 
     def as_manager(self, manager: str) -> Api:
         """The same API under another field manager; caches see its writes too."""

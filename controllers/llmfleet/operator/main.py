@@ -19,7 +19,6 @@ from llmfleet.kube.process.main import (
     check_identity,
     open_credentials,
     run_process,
-    utc_now,
 )
 from llmfleet.kube.refs import LEASE, Ref
 from llmfleet.kube.transport.client import Credentials
@@ -88,8 +87,8 @@ def build_operator(
     metrics = OperatorMetrics()
 
     def install(manager: Manager, api: Api) -> None:
-        deploy.install(manager, api, settings, utc_now, metrics)
-        route.install(manager, api, settings, utc_now, metrics)
+        deploy.install(manager, api, settings, api.now, metrics)
+        route.install(manager, api, settings, api.now, metrics)
 
     return build_process(
         "operator",

@@ -116,6 +116,15 @@ def test_idle_looks_are_counted_a_second_apart(prober: Prober, site: Site, clock
     assert prober.engine(KEY, "u", "127.0.0.1", site.port).idle_looks == 2
 
 
+def test_a_clock_that_is_set_back_stops_no_question(prober: Prober, site: Site, clock: Clock, woken: list[Key]) -> None:
+    site.load(0)
+    prober.engine(KEY, "u", "127.0.0.1", site.port)
+    wait_for(lambda: woken == [KEY])
+    clock.pass_by(-3600)
+    prober.engine(KEY, "u", "127.0.0.1", site.port)
+    wait_for(lambda: len(woken) == 2)
+
+
 def test_a_busy_look_starts_the_count_again(prober: Prober, site: Site, clock: Clock, woken: list[Key]) -> None:
     for number, running in enumerate((0, 1, 0), start=1):
         site.load(running)

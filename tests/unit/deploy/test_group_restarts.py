@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
 from world import World
 
+from llmfleet.api.types import Lifecycle
+from llmfleet.deploy.records import Cause, Incident, Records
+from llmfleet.deploy.restart import not_before
 from llmfleet.kube.refs import Key
 
 
@@ -120,6 +124,13 @@ def test_the_second_restart_waits_and_each_further_one_twice_as_long() -> None:
     gaps = [later - earlier for earlier, later in pairwise(times)]
     assert gaps[0] < gaps[2] < gaps[3], gaps
     assert gaps[3] >= 80, gaps
+
+
+@pytest.mark.parametrize(("ahead", "waits"), [(0, True), (3600, False)])
+def test_nobody_waits_for_a_restart_that_a_clock_wrote_down_ahead_of_time(ahead: int, waits: bool) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    records = Records(streak=1, last_restart=now + timedelta(seconds=ahead))
+    assert (not_before(records, Incident(cause=Cause.LOST_RANK, since=now), Lifecycle(), now) is not None) is waits
 
 
 def test_ten_calm_minutes_forget_the_backoff(world: World) -> None:

@@ -12,7 +12,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from llmfleet.kube.client import Api
 from llmfleet.kube.election.decide import (
@@ -70,7 +69,7 @@ class Election:
         try:
             lease = self._api.get(self._ref)
             if record_of(lease)[0] == self._me:
-                self._api.update(build_released(lease, datetime.now(UTC)))
+                self._api.update(build_released(lease, self._api.now()))
         except KubeError as error:
             log.warning("the lease could not be released", extra={"fields": {"error": str(error)}})
 
@@ -105,7 +104,7 @@ class Election:
         if move is Move.WAIT:
             self._stand_down()
             return
-        wanted = build_lease(self._ref, lease, self._me, datetime.now(UTC), self._timing)
+        wanted = build_lease(self._ref, lease, self._me, self._api.now(), self._timing)
         written = self._api.update(wanted) if lease is not None else self._api.create(wanted)
         self._observed = observe(written, self._observed, asked_at)
         self._renewed_at = asked_at

@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from types import FrameType
 from typing import Final
 
@@ -168,7 +167,3 @@ def build_election(transport: Transport, lease: Ref, manager: str) -> Election:
 
 def count_writes(metrics: ControllerMetrics) -> Callable[[Kind, str, int], None]:
     return lambda kind, verb, code: metrics.writes.labels(str(kind), verb, str(code)).inc()
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)

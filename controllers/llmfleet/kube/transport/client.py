@@ -1,7 +1,7 @@
 """HTTP to one apiserver: connections, credentials and time-outs.
 
-In: method, path, query, body. Out: bytes, or a stream of lines, or an exception of `kube.errors`. It never retries,
-except once with fresh credentials after a 401.
+In: method, path, query, body. Out: bytes, or a stream of lines, or an exception of `kube.errors`; and the time, as the
+apiserver's answers tell it. It never retries, except once with fresh credentials after a 401.
 
 Credentials come from the pod's projected token, read here in a few lines, or from a kubeconfig, read by the official
 client with all its ways to log in. The official client is imported only for a kubeconfig: in a pod it would cost
@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -28,6 +29,7 @@ from urllib3.util import Retry, Timeout
 
 from llmfleet.kube.errors import Unavailable
 from llmfleet.kube.transport.answers import error_for
+from llmfleet.kube.transport.clock import corrected, parse_date
 from llmfleet.settings import InCluster, read_in_cluster
 
 log = logging.getLogger(__name__)
@@ -152,6 +154,23 @@ def find_credentials(kubeconfig: str | None) -> Credentials:
     return PodCredentials(place) if place else KubeconfigCredentials(kubeconfig)
 
 
+class Clock:
+    """The time by the apiserver's clock. Ours counts until its first answer, and whoever sets ours changes nothing."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+
+    def now(self) -> datetime:
+        """What time it is there."""
+        return datetime.fromtimestamp(time.monotonic() + self._offset, UTC)
+
+    def hear(self, date: str, sent: float) -> None:
+        """Take note of the Date of an answer to a request that was sent then on our steady clock."""
+        said = parse_date(date)
+        if said is not None:
+            self._offset = corrected(self._offset, said, sent, time.monotonic())
+
+
 class Streams:
     """The answers one thread is reading, so that another can end its wait."""
 
@@ -210,6 +229,7 @@ class Transport:
         self._credentials = credentials
         self._user_agent = user_agent
         self._lock = threading.Lock()
+        self.clock = Clock()
         self._connect()
 
     def request(
@@ -257,8 +277,9 @@ class Transport:
         # The pool itself, not its manager: parsing the URL of each request anew would be a fifth of what it costs.
         pool, prefix = self._pool
         ours = {"User-Agent": self._user_agent, "Accept": "application/json", **self._credentials.headers()}
+        sent = time.monotonic()
         try:
-            return pool.urlopen(
+            response = pool.urlopen(
                 request.method,
                 prefix + request.target,
                 body=request.body,
@@ -271,6 +292,8 @@ class Transport:
             )
         except (HTTPError, OSError) as error:
             raise Unavailable(f"{request}: {error}") from error
+        self.clock.hear(response.headers.get("Date", ""), sent)
+        return response
 
     def reload(self) -> None:
         """Read the credentials again and connect anew; also finds a rotated CA or client certificate."""
