@@ -104,9 +104,10 @@ def said(runs: results.Runs) -> str:
 
 def publish(path: Path) -> None:
     """Keep what was found beside the page, and show it there."""
+    order = [scenario.name for scenario in SCENARIOS]
     found = {**results.read(PUBLISHED), **results.read(path)}
-    results.write(PUBLISHED, found)
-    table = results.rendered(found, [scenario.name for scenario in SCENARIOS])
+    results.write(PUBLISHED, {name: found[name] for name in order if name in found})
+    table = results.rendered(found, order)
     Path(PAGE).write_text(results.page_with(PAGE.read_text(), table))
 
 

@@ -33,6 +33,8 @@ SETTINGS = (
     "--set=fleet.router.settings.timeouts.stallSeconds=30",
     "--set=fleet.router.autoscaling.minReplicas=2,fleet.router.autoscaling.maxReplicas=2",
     "--set-string=fleet.router.nodeSelector.front=yes",
+    # The prompts here are short, and are to be split all the same where there are two roles.
+    "--set=fleet.router.settings.disaggregation.bypassPrefill.minPromptTokens=0",
 )
 
 
@@ -184,13 +186,13 @@ class World:
         return engine_spec(model, replicas=1, tensorParallelSize=1) | {"podTemplate": pod}
 
     @contextmanager
-    def instances(self, fleet: str, specs: Mapping[str, Manifest]) -> Iterator[list[str]]:
+    def instances(self, fleet: str, specs: Mapping[str, Manifest], wait: float = 180) -> Iterator[list[str]]:
         """Instances of one fleet, each as it is to be: made, waited for, and gone afterwards."""
         try:
             for name, spec in specs.items():
                 self.bed.create(name, spec, fleet=fleet)
             for name in specs:
-                eventually(partial(self.bed.is_ready, name), 180, lambda: self.bed.why(fleet))
+                eventually(partial(self.bed.is_ready, name), wait, lambda: self.bed.why(fleet))
             yield list(specs)
         finally:
             for name in specs:
