@@ -34,6 +34,11 @@ DAYS: Schema = {"type": "string", "pattern": "^([0-9]+(ms|s|m|h|d))+$"}
 # Keys whose value is Kubernetes' own shape: passed through, so only their outer type is checked.
 SHAPES: dict[str, Schema] = {
     "additionalLabels": STRINGS,
+    "addresses": {
+        "type": "array",
+        "uniqueItems": True,
+        "items": {"type": "string", "pattern": "^(\\[[0-9A-Fa-f:.]+\\]|[A-Za-z0-9._-]+):[0-9]{1,5}$"},
+    },
     "affinity": OBJECT,
     "apiserverPorts": {
         "type": "array",
@@ -89,6 +94,7 @@ RULES: dict[str, Schema] = {
     "kind": {"enum": ["PrometheusRule", "ConfigMap"]},
     "maxReplicas": {"minimum": 1, "maximum": 1000},
     "maxUnavailable": {"type": ["integer", "string"], "minimum": 1, "pattern": "^[1-9][0-9]?%$"},
+    "masterName": {"pattern": "^[A-Za-z0-9_.-]{0,100}$"},
     "maxmemory": {"pattern": "^[0-9]+(kb|mb|gb)$"},
     "minReplicas": {"minimum": 1, "maximum": 1000},
     "minimumRequestRate": {"minimum": 0},
@@ -108,6 +114,7 @@ RULES: dict[str, Schema] = {
     "repository": {"pattern": "^([a-z0-9]+([._/-]+[a-z0-9]+)*)?$"},
     "scrapeTimeout": DURATION,
     "autoscalerServiceAccountName": {"pattern": f"^({DOTTED})?$"},
+    "serverPort": {"minimum": 1, "maximum": 65535},
     "serviceAccountName": {"pattern": f"^({DOTTED})?$"},
     "severity": {"enum": ["critical", "warning", "info"]},
     "size": {"pattern": "^[0-9]+(\\.[0-9]+)?(Ki|Mi|Gi|Ti)$"},

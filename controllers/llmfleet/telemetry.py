@@ -491,6 +491,7 @@ class JobGauges(NamedTuple):
     refused: bool
     failures: int
     reconnects: int
+    primary: str = ""  # its address, while there is one
 
 
 class JobMetrics:
@@ -558,6 +559,10 @@ def _redis_families(state: JobGauges) -> Iterator[Metric]:
     yield GaugeMetricFamily("llmfleet_queue_redis_up", "1 while jobs can be stored.", int(state.up))
     yield GaugeMetricFamily(
         "llmfleet_queue_redis_refused", "1 while Redis answers and must not be used, as it evicts.", int(state.refused)
+    )
+    yield _labelled(
+        GaugeMetricFamily("llmfleet_queue_redis_primary", "1 for the server that keeps jobs now.", labels=["address"]),
+        [((state.primary,), 1)] if state.primary else [],
     )
     yield CounterMetricFamily("llmfleet_queue_redis_failures", "Calls that Redis did not answer well.", state.failures)
     yield CounterMetricFamily("llmfleet_queue_redis_reconnects", "Times Redis came back.", state.reconnects)

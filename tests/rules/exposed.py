@@ -68,7 +68,11 @@ def router_text() -> str:
     stats.phase("queue", 0.1)
     metrics.quota_refusals[("tenant", "requests")] = 1
     metrics.spans["sent"] = 1
-    jobs = JobMetrics(lambda: JobGauges(running={"tiny": 1}, up=True, refused=False, failures=0, reconnects=0))
+    jobs = JobMetrics(
+        lambda: JobGauges(
+            running={"tiny": 1}, up=True, refused=False, failures=0, reconnects=0, primary="10.0.0.1:6379"
+        )
+    )
     jobs.held["tiny"] = 2
     jobs.accepted, jobs.claims, jobs.lost_attempts = Counter(tiny=1), Counter(tiny=1), Counter(tiny=1)
     jobs.refused[("tiny", "full")] = 1

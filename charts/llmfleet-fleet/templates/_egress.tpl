@@ -17,11 +17,20 @@
   {{- end }}
 {{- end }}
 
-{{- /* llmfleet-fleet.redisEgress: an egress rule to the Redis of the release, or to the port of an external one; or nothing. Takes: the root. */}}
+{{- /* llmfleet-fleet.redisEgress: an egress rule to the Redis of the release, or to the ports of an external one and its Sentinels; or nothing. Takes: the root. */}}
 {{- define "llmfleet-fleet.redisEgress" -}}
 {{- if .Values.redis.external.url -}}
 - ports:
     - {port: {{ regexFind ":[0-9]+(/|$)" .Values.redis.external.url | trimAll ":/" | default "6379" }}, protocol: TCP}
+{{- else if .Values.redis.external.sentinel.addresses -}}
+{{- $ports := list (.Values.redis.external.sentinel.serverPort | int) -}}
+{{- range .Values.redis.external.sentinel.addresses -}}
+{{- $ports = append $ports (splitList ":" . | last | int) -}}
+{{- end -}}
+- ports:
+    {{- range $ports | uniq }}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
 {{- else if .Values.redis.enabled -}}
 - to:
     - podSelector:

@@ -22,6 +22,7 @@ from llmfleet.doctor.snapshot import (
     annotation,
     labels_of,
     place_of,
+    pod_condition,
     when,
     where_of,
 )
@@ -191,9 +192,11 @@ def routers(world: Snapshot) -> Iterator[Finding]:
             continue
         yield from behind(world, state, where)
         yield from refused(state, where)
-        yield from redis(state, where)
+        yield from redis(world, state, where)
     for pod in world.labelled(POD, app="llmfleet-router"):
-        yield from restarting(pod)
+        yield from restarting(pod, "routers")
+    for pod in world.labelled(POD, app="llmfleet-redis"):
+        yield from restarting(pod, "redis")
 
 
 def behind(world: Snapshot, state: RouterState, where: str) -> Iterator[Finding]:
@@ -254,22 +257,51 @@ def refused(state: RouterState, where: str) -> Iterator[Finding]:
         yield Finding(check="secrets", where=where, problem="has no valid keys file: every client is refused", fix=fix)
 
 
-def redis(state: RouterState, where: str) -> Iterator[Finding]:
-    """Jobs need a Redis that answers and never evicts."""
+def redis(world: Snapshot, state: RouterState, where: str) -> Iterator[Finding]:
+    """Jobs need a Redis that answers, that is the primary, and that never evicts."""
+    if not state.samples.known("llmfleet_queue_redis_up") or state.samples.total("llmfleet_queue_redis_up"):
+        return
+    said = state.fleet.get("jobs")
+    jobs: Mapping[str, Any] = said if isinstance(said, Mapping) else {}
+    place, reason = str(jobs.get("redis", "")), str(jobs.get("problem", "")) or "Redis does not answer"
     if state.samples.total("llmfleet_queue_redis_refused"):
-        fix = "set maxmemory-policy noeviction in Redis: an evicted job would be lost"
-        yield Finding(check="redis", where=where, problem="refuses Redis: it evicts keys", fix=fix)
-    elif state.samples.known("llmfleet_queue_redis_up") and not state.samples.total("llmfleet_queue_redis_up"):
-        fix = "is Redis up, its address right (redis.external.url), its password that of redis.passwordSecretRef?"
-        yield Finding(check="redis", where=where, problem="cannot store jobs: Redis does not answer", fix=fix)
+        fix = refused_fix(reason)
+    elif "Sentinels" in place:
+        fix = "do the Sentinels run, are redis.external.sentinel's addresses and masterName right, their port open?"
+    else:
+        fix = own_fix(world, state, place)
+    problem = f"takes no jobs: {reason}" + (f" ({place})" if place else "")
+    yield Finding(check="redis", where=where, problem=problem, fix=fix)
 
 
-def restarting(pod: Manifest) -> Iterator[Finding]:
-    """Containers of a router that do not stay up."""
+def refused_fix(reason: str) -> str:
+    """What to do about a Redis that answers and must not be used."""
+    if "replica" in reason:
+        return "write the primary's address into redis.external.url, or who names it into redis.external.sentinel"
+    if "cluster" in reason or "too old" in reason:
+        return "use another one: a single Redis 7 or newer, or Valkey"
+    return "set maxmemory-policy noeviction in Redis: an evicted job would be lost"
+
+
+def own_fix(world: Snapshot, state: RouterState, place: str) -> str:
+    """What to do about one that does not answer: the release's own, or somebody else's."""
+    name = re.search(rf"//([^.:/]+-redis)\.{re.escape(state.namespace)}\.svc:", place)
+    if name is None or not world.knows(POD):
+        return "is Redis up, its address right (redis.external.url), its password that of redis.passwordSecretRef?"
+    mine = [pod for pod in world.labelled(POD, app="llmfleet-redis") if pod["metadata"]["name"].startswith(name[1])]
+    if not mine:
+        return f"it has no pod: kubectl scale statefulset -n {state.namespace} {name[1]} --replicas=1"
+    if pod_condition(mine[0], "Ready").get("status") != "True":
+        return f"its pod is not ready: kubectl describe pod {place_of(mine[0])}; kubectl logs {place_of(mine[0])}"
+    return f"its pod is ready: does a policy keep the router away, or has its password changed? {place_of(mine[0])}"
+
+
+def restarting(pod: Manifest, component: str) -> Iterator[Finding]:
+    """Containers of a router or Redis that do not stay up."""
     for container in (pod.get("status") or {}).get("containerStatuses") or ():
         state: Mapping[str, Any] = (container.get("state") or {}).get("waiting") or {}
         if state.get("reason") == "CrashLoopBackOff":
-            check = "route-sync" if container.get("name") == "route-sync" else "routers"
+            check = "route-sync" if container.get("name") == "route-sync" else component
             yield Finding(
                 check=check,
                 where=where_of(pod),

@@ -144,7 +144,7 @@ class App:
         registry = registry_of(metrics)
         application = admin(self.router, registry, pod, self.gossip)
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
-        if settings.redis.url:
+        if settings.redis.wanted:
             from llmfleet.router.jobs.app import Jobs
 
             self.router.jobs = Jobs(self.router, pod)

@@ -141,8 +141,19 @@ class Otel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sentinel:
+    """Who knows which server of a replicated Redis is the primary."""
+
+    master_name: str = word("", pattern=r"|[\w.-]{1,100}", say="write the name that sentinel.conf monitors")
+    addresses: tuple[str, ...] = field(default=(), metadata={"addresses": True})
+    username: str = word("", pattern=r"\S*", say="write a name")
+    password_file: str = word("", pattern=r"|/.*", say="write an absolute path")
+    tls: bool = switch(False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Redis:
-    """Where jobs are stored; without a URL there are none."""
+    """Where jobs are stored; without a URL and without Sentinels there are none."""
 
     url: str = word("", pattern=r"|rediss?://[^\s@]+", say="write redis://HOST:PORT or rediss://HOST:PORT")
     username: str = word("", pattern=r"\S*", say="write a name")
@@ -151,6 +162,17 @@ class Redis:
     prefix: str = word("llmfleet", pattern=r"[\w./-]{1,100}", say="write letters, digits, . _ / -")
     replicated: bool = switch(False)
     timeout_seconds: float = setting(0.08, 0.001, 1)
+    sentinel: Sentinel = field(default=Sentinel(), metadata={"section": Sentinel})
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there are jobs."""
+        return bool(self.url or self.sentinel.addresses)
+
+    @property
+    def where(self) -> str:
+        """In words: an address, or whom the Sentinels name."""
+        return self.url or f"{self.sentinel.master_name} of {len(self.sentinel.addresses)} Sentinels"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +276,7 @@ SECTIONS: Final[dict[str, Any]] = {
     "otel": Otel,
     "affinity": Affinity,
 }
+ADDRESS: Final = re.compile(rf"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+){_PORT}")
 _HEADER: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 # Fields that frame a message or that are the router's to set towards an engine.
@@ -289,6 +312,7 @@ def parse_settings(raw: object) -> Settings:
     for name, _ in sections["queue"].classes:
         if name not in classes:
             raise SettingsError(f"queue.classes: {name} is not one of the classes: {', '.join(classes)}")
+    _refuse_half_a_sentinel(sections["redis"])
     return Settings(
         **sections,
         classes=classes,
@@ -327,6 +351,8 @@ def _value(value: object, spec: Any, path: str) -> Any:
         return _classes(value, path)
     if "headers" in spec.metadata:
         return _session_headers(value, path)
+    if "addresses" in spec.metadata:
+        return _addresses(value, path)
     if "section" in spec.metadata:
         return _section(spec.metadata["section"], value, path)
     if "switch" in spec.metadata:
@@ -383,6 +409,22 @@ def _priorities(value: object) -> Mapping[str, int]:
     if DEFAULT_CLASS not in classes:
         raise SettingsError(f"classes: {DEFAULT_CLASS} is missing, it is the class of tenants that name none")
     return dict(classes)
+
+
+def _addresses(value: object, path: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(one, str) and ADDRESS.fullmatch(one) for one in value):
+        raise SettingsError(f"{path}: write a list of HOST:PORT")
+    if twice := sorted({one for one in value if value.count(one) > 1}):
+        raise SettingsError(f"{path}: {twice[0]} is there twice: a majority is counted")
+    return tuple(value)
+
+
+def _refuse_half_a_sentinel(redis: Redis) -> None:
+    sentinel = redis.sentinel
+    if redis.url and sentinel.addresses:
+        raise SettingsError("redis: url names a server, and sentinel asks others for it: write one of the two")
+    if sentinel != Sentinel() and not (sentinel.master_name and sentinel.addresses):
+        raise SettingsError("redis.sentinel: masterName and addresses belong together: write both")
 
 
 def _session_headers(value: object, path: str) -> tuple[str, ...]:

@@ -457,14 +457,14 @@ async def test_a_password_is_read_again_at_every_connect_and_never_written(redis
 async def test_reaching_for_a_redis_that_is_not_there_backs_off(redis_server):
     async with JobBed(redis_server, ok()) as bed:
         tries = 0
-        connect = bed.jobs.store._connect
+        reach = bed.jobs.store._open
 
-        def counted() -> Any:
+        async def counted() -> None:
             nonlocal tries
             tries += 1
-            return connect()
+            await reach()
 
-        bed.jobs.store._connect = counted
+        bed.jobs.store._open = counted
         redis_server.kill()
         await bed.until(lambda: bool(bed.jobs.store.problem))
         await asyncio.sleep(2)

@@ -41,7 +41,7 @@ class World:
         self.announced.subscribe(scripts.events_channel(PREFIX))
         self.announced.get_message(timeout=1)
         self.jobs: dict[str, dict[str, Any]] = {}
-        self.claims: list[tuple[str, int]] = []  # id and fence, of whatever worker, still held or not
+        self.claims: list[tuple[str, str]] = []  # id and fence, of whatever worker, still held or not
         self.ends: dict[str, list[str]] = {}
 
     def run(self, script: str, *args: Any, keys: tuple[str, ...] = ()) -> Any:
@@ -65,12 +65,13 @@ class World:
         verdict = self.run(scripts.ADMIT, *args, *classes)[0]
         assert verdict == ("full" if len(self.open()) >= CAPACITY else "stored")
         if verdict == "stored":
-            new = {"state": "queued", "attempts": 0, "fence": 0, "silent": False, "late": False, "lost": False}
+            new = {"state": "queued", "attempts": 0, "fence": "", "silent": False, "late": False, "lost": False}
             self.jobs[ident] = new
 
     def claim(self, worker: int) -> None:
         keys = tuple(scripts.queue_key(PREFIX, klass, "m") for klass in ("high", "low"))
-        answer = self.run(scripts.CLAIM, f"w{worker}", LEASE, MAX_ATTEMPTS, KEEP, ORPHAN, keys=keys)
+        fence = f"fence{len(self.claims)}"
+        answer = self.run(scripts.CLAIM, f"w{worker}", LEASE, MAX_ATTEMPTS, KEEP, ORPHAN, fence, keys=keys)
         if answer is None:
             assert not [j for j in self.jobs.values() if j["state"] == "queued" and not j["late"] and not j.get("held")]
             return
@@ -81,12 +82,12 @@ class World:
             return
         assert (job["state"] == "queued" and not job["late"]) or (job["state"] == "running" and job["silent"])
         assert job["attempts"] < MAX_ATTEMPTS
-        job |= {"state": "running", "attempts": job["attempts"] + 1, "fence": job["fence"] + 1}
+        job |= {"state": "running", "attempts": job["attempts"] + 1, "fence": fence}
         job |= {"silent": False, "lost": False, "held": True}
-        assert (int(answer[1]), int(answer[2])) == (job["fence"], job["attempts"])
-        self.claims.append((answer[0], job["fence"]))
+        assert (answer[1], int(answer[2])) == (fence, job["attempts"])
+        self.claims.append((answer[0], fence))
 
-    def held(self, number: int) -> tuple[str, int, bool]:
+    def held(self, number: int) -> tuple[str, str, bool]:
         ident, fence = self.claims[number % len(self.claims)]
         job = self.jobs[ident]
         return ident, fence, job["state"] == "running" and job["fence"] == fence
@@ -99,7 +100,9 @@ class World:
 
     def finish(self, number: int, state: str) -> None:
         ident, fence, ours = self.held(number)
-        assert self.run(scripts.FINISH, ident, fence, state, KEEP, 200, "application/json", "{}") == int(ours)
+        again = self.jobs[ident]["fence"] == fence and self.jobs[ident]["state"] == state
+        answer = self.run(scripts.FINISH, ident, fence, state, KEEP, 200, "application/json", "{}")
+        assert answer == int(ours or again)
         if ours:
             self.end(ident, state)
 
@@ -109,7 +112,8 @@ class World:
         answer = self.run(scripts.GIVE_BACK, *args)
         job = self.jobs[ident]
         if not ours:
-            assert answer == ""
+            again = job["fence"] == fence and job["state"] in ("queued", "dead")
+            assert answer == (job["state"] if again else "")
             return
         job["attempts"] += dispatches - 1
         if job["attempts"] >= MAX_ATTEMPTS:

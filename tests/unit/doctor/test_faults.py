@@ -353,14 +353,65 @@ def test_a_sidecar_that_does_not_stay_up() -> None:
     assert found.fix == "kubectl logs -n d prod-router-1 -c route-sync --previous"
 
 
-def test_a_redis_that_evicts() -> None:
-    found = one(routers=[router("llmfleet_queue_redis_refused 1.0\nllmfleet_queue_redis_up 0.0\n")])
-    assert found.fix.startswith("set maxmemory-policy noeviction")
+REFUSED = "llmfleet_queue_redis_refused 1.0\nllmfleet_queue_redis_up 0.0\n"
+AWAY = "llmfleet_queue_redis_refused 0.0\nllmfleet_queue_redis_up 0.0\n"
+OWN = "redis://prod-redis.d.svc:6379/0"
+
+
+@pytest.mark.parametrize(
+    ("reason", "fix"),
+    [
+        ("Redis evicts (maxmemory-policy is allkeys-lru) and would lose jobs", "set maxmemory-policy noeviction"),
+        ("this Redis is a replica: jobs need the address of the primary", "write the primary's address into"),
+        ("this Redis is a cluster: jobs need a single primary", "use another one: a single Redis 7"),
+        ("Redis 6.2.1 is too old: jobs need 7.0 or newer", "use another one: a single Redis 7"),
+    ],
+)
+def test_a_redis_that_must_not_keep_jobs(reason: str, fix: str) -> None:
+    found = one(routers=[router(REFUSED, jobs={"redis": "redis://cache:6379/0", "primary": "", "problem": reason})])
+    assert (found.check, found.problem) == ("redis", f"takes no jobs: {reason} (redis://cache:6379/0)")
+    assert found.fix.startswith(fix)
 
 
 def test_a_redis_that_does_not_answer() -> None:
-    found = one(routers=[router("llmfleet_queue_redis_refused 0.0\nllmfleet_queue_redis_up 0.0\n")])
-    assert found.problem == "cannot store jobs: Redis does not answer"
+    found = one(routers=[router(AWAY)])
+    assert found.problem == "takes no jobs: Redis does not answer"
+    assert "redis.external.url" in found.fix
+
+
+def test_sentinels_without_a_primary() -> None:
+    reason = "2 of 3 Sentinels say nothing: no answer"
+    found = one(routers=[router(AWAY, jobs={"redis": "jobs of 3 Sentinels", "primary": "", "problem": reason})])
+    assert found.problem == f"takes no jobs: {reason} (jobs of 3 Sentinels)"
+    assert "redis.external.sentinel's addresses and masterName" in found.fix
+
+
+@pytest.mark.parametrize(
+    ("pods", "fix"),
+    [
+        ([], "it has no pod: kubectl scale statefulset -n d prod-redis --replicas=1"),
+        ([{"phase": "Pending"}], "its pod is not ready: kubectl describe pod -n d prod-redis-0"),
+        ([{"conditions": [{"type": "Ready", "status": "True"}]}], "its pod is ready: does a policy keep"),
+    ],
+)
+def test_the_releases_own_redis_is_missing_or_away(pods: list[dict[str, object]], fix: str) -> None:
+    jobs = {"redis": OWN, "primary": "", "problem": "Redis cannot be reached"}
+    found = one({"Pod": [pod("prod-redis-0", "redis", **status) for status in pods]}, routers=[router(AWAY, jobs=jobs)])
+    assert found.problem == f"takes no jobs: Redis cannot be reached ({OWN})"
+    assert found.fix.startswith(fix)
+
+
+def test_a_redis_that_does_not_stay_up() -> None:
+    stuck = pod("prod-redis-0", "redis", containerStatuses=[waiting("redis", "CrashLoopBackOff")])
+    found = one({"Pod": [stuck]})
+    assert (found.check, found.problem) == ("redis", "container redis does not stay up")
+
+
+def test_a_redis_that_keeps_jobs_is_no_fault() -> None:
+    jobs = {"redis": OWN, "primary": "prod-redis.d.svc:6379", "problem": ""}
+    assert (
+        findings(routers=[router("llmfleet_queue_redis_refused 0.0\nllmfleet_queue_redis_up 1.0\n", jobs=jobs)]) == []
+    )
 
 
 def test_a_keys_file_that_is_not_valid() -> None:

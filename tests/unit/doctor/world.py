@@ -159,8 +159,8 @@ def storage_class(name: str, *, default: bool = False, mode: str = "Immediate") 
     }
 
 
-def router(metrics: str = "", generation: int = GENERATION, problem: str = "") -> RouterState:
-    fleet = {"generation": generation, "models": {}}
+def router(metrics: str = "", generation: int = GENERATION, problem: str = "", **fleet: Any) -> RouterState:
+    fleet = {"generation": generation, "models": {}, **fleet}
     return RouterState(namespace="d", pod="prod-router-1", fleet=fleet, samples=parse_metrics(metrics), problem=problem)
 
 

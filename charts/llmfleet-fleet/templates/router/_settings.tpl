@@ -1,12 +1,18 @@
 {{- /* llmfleet-fleet.settings: the router's settings file: the values', and where jobs are kept. Takes: the root. */}}
 {{- define "llmfleet-fleet.settings" -}}
 {{- $settings := deepCopy (.Values.router.settings | default dict) -}}
+{{- if include "llmfleet-fleet.keepsJobs" . -}}
+{{- $redis := dict "prefix" (printf "%s/%s" (include "llmfleet.namespace" $) $.Release.Name) -}}
 {{- with include "llmfleet-fleet.redisUrl" . -}}
-{{- $redis := dict "url" . "prefix" (printf "%s/%s" (include "llmfleet.namespace" $) $.Release.Name) -}}
+{{- $_ := set $redis "url" . -}}
+{{- end -}}
+{{- with include "llmfleet-fleet.sentinel" . -}}
+{{- $_ := set $redis "sentinel" (fromYaml .) -}}
+{{- end -}}
 {{- if $.Values.redis.passwordSecretRef.name -}}
 {{- $_ := set $redis "passwordFile" "/var/run/secrets/redis/password" -}}
 {{- end -}}
-{{- if and $.Values.redis.external.url $.Values.redis.external.username -}}
+{{- if and (not $.Values.redis.enabled) $.Values.redis.external.username -}}
 {{- $_ := set $redis "username" $.Values.redis.external.username -}}
 {{- end -}}
 {{- if include "llmfleet-fleet.redisCa" $ -}}
@@ -20,7 +26,31 @@
 {{- toYaml $settings -}}
 {{- end }}
 
-{{- /* llmfleet-fleet.redisUrl: address of the Redis that keeps jobs; empty when there is none. Takes: the root. */}}
+{{- /* llmfleet-fleet.keepsJobs: "true" when there is a Redis, of whatever kind. Takes: the root. */}}
+{{- define "llmfleet-fleet.keepsJobs" -}}
+{{- if or (include "llmfleet-fleet.redisUrl" .) .Values.redis.external.sentinel.addresses }}true{{ end -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.sentinel: who names the primary, as the router's settings say it; empty: nobody. Takes: the root. */}}
+{{- define "llmfleet-fleet.sentinel" -}}
+{{- with .Values.redis.external.sentinel -}}
+{{- if .addresses -}}
+{{- $sentinel := pick . "masterName" "addresses" -}}
+{{- if .username -}}
+{{- $_ := set $sentinel "username" .username -}}
+{{- end -}}
+{{- if .passwordSecretRef.name -}}
+{{- $_ := set $sentinel "passwordFile" "/var/run/secrets/redis-sentinel/password" -}}
+{{- end -}}
+{{- if .tls -}}
+{{- $_ := set $sentinel "tls" true -}}
+{{- end -}}
+{{- toYaml $sentinel -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- /* llmfleet-fleet.redisUrl: address of the Redis that keeps jobs; empty when there is none, or when Sentinels name it. Takes: the root. */}}
 {{- define "llmfleet-fleet.redisUrl" -}}
 {{- if .Values.redis.external.url -}}
 {{- .Values.redis.external.url -}}
@@ -31,7 +61,7 @@
 
 {{- /* llmfleet-fleet.redisCa: the Secret with the authority of an external Redis; empty: none is given. Takes: the root. */}}
 {{- define "llmfleet-fleet.redisCa" -}}
-{{- if .Values.redis.external.url }}{{ .Values.redis.external.caSecretRef.name }}{{ end -}}
+{{- if not .Values.redis.enabled }}{{ .Values.redis.external.caSecretRef.name }}{{ end -}}
 {{- end }}
 
 {{- /*

@@ -83,6 +83,7 @@ def fleet_answer(router: Router, pod: str) -> dict[str, Any]:
         "connections": len(router.clients),
         "waiting": {name: count for name in router.fleet.models if (count := router.waiting(name))},
         **view(router.fleet),
+        **({} if router.jobs is None else {"jobs": router.jobs.described()}),
     }
 
 

@@ -88,6 +88,11 @@ class Jobs:
         """Count the jobs of a model that are ours and wait for a slot."""
         return self.worker.waiting(model)
 
+    def described(self) -> dict[str, str]:
+        """Say for `/fleet` where jobs are kept, which server that is now, and why none are taken."""
+        store = self.store
+        return {"redis": store.where, "primary": "" if store.problem else store.primary, "problem": store.problem}
+
     # ---- requests ----
 
     def wanted(self, head: bytes) -> bool:
@@ -198,4 +203,5 @@ class Jobs:
             refused=store.refused,
             failures=store.failures,
             reconnects=store.reconnects,
+            primary="" if store.problem else store.primary,
         )

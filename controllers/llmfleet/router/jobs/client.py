@@ -2,7 +2,9 @@
 
 In: settings and what is to be stored. Out: what the scripts answered, or `Unavailable`. Nothing is tried twice here:
 a caller that must succeed comes again. Connections are made by `hold` alone, which backs off; while it has none, every
-call fails at once. A Redis that evicts is refused like one that is away. Passwords are read from a file and never kept.
+call fails at once. A Redis that evicts is refused like one that is away. All connections are to one server, for as long
+as it is the primary. With Sentinels a change that matters is answered only once every replica that could become the
+primary has it, so a failover cannot undo it.
 """
 
 from __future__ import annotations
@@ -10,14 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Protocol, cast
 
 import redis.asyncio as redis
-from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoScriptError, OutOfMemoryError, RedisError, ResponseError
-from redis.retry import Retry
+from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
 from llmfleet.router.jobs import health, scripts
 from llmfleet.router.jobs.entry import (
@@ -33,28 +34,23 @@ from llmfleet.router.jobs.entry import (
     claim_of,
     view_of,
 )
+from llmfleet.router.jobs.primary.agree import NoPrimary, Primary
+from llmfleet.router.jobs.primary.client import CONNECT_SECONDS, Source
 from llmfleet.router.jobs.rules import MAX_ATTEMPTS
+from llmfleet.router.jobs.troubles import Doubtful, Unavailable, reason_of
 from llmfleet.router.limits import Queue, Redis
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS: Final = 16
 SPARE_CONNECTIONS: Final = 4  # for announcements and signs of life, beside the calls
-CONNECT_SECONDS: Final = 1.0
 LOOK_SECONDS: Final = 1.0  # between two signs of life of a Redis that is not asked for anything else
 BACKOFF_SECONDS: Final = (0.1, 5.0)
 WAIT_MILLISECONDS: Final = 100
 ORPHAN_SECONDS: Final = 60.0  # beyond four leases nobody renewed or claimed: the job is given up for lost
 NEVER_MILLISECONDS: Final = 1 << 40
 PATIENT_SECONDS: Final = 2.0  # for what no client waits for
-
-
-class Unavailable(Exception):
-    """Redis cannot be used now; the message says why."""
-
-
-class Doubtful(Unavailable):
-    """It was asked and did not answer: what was to be stored may be stored."""
+FENCE_BYTES: Final = 8
 
 
 class Heard(Protocol):
@@ -68,11 +64,15 @@ class Store:
 
     def __init__(self, settings: Redis, queue: Queue, classes: Sequence[str], worker: str) -> None:
         self._settings, self._queue, self._classes, self._worker = settings, queue, tuple(classes), worker
+        self.where = settings.where
         self._base = scripts.base(settings.prefix)
         self._keep = int(queue.result_seconds * 1000)
         self._lease = int(queue.lease_seconds * 1000)
         self._orphan = 4 * self._lease + int(ORPHAN_SECONDS * 1000)
+        self._source: Source | None = None
         self._client: redis.Redis | None = None
+        self._copies = 0  # replicas that must have what a failover may not undo
+        self.primary = ""  # its address, while it can be used
         self._broken = asyncio.Event()
         # In turn: the pool of Redis' client lets who comes last overtake who waits.
         self._turns = asyncio.Semaphore(CONNECTIONS)
@@ -94,7 +94,7 @@ class Store:
                 pause = BACKOFF_SECONDS[0]
                 await ready()
                 await self._listen(heard)
-            except (RedisError, OSError, TimeoutError, ValueError, Unavailable) as error:
+            except (RedisError, OSError, TimeoutError, ValueError, Unavailable, NoPrimary) as error:
                 self._lost(reason_of(error))
             except Exception:  # a fault of ours, or words on the channel that nobody of us wrote: jobs go on after it
                 log.exception("the connection to redis was given up")
@@ -105,42 +105,31 @@ class Store:
 
     async def _open(self) -> None:
         self._broken.clear()
-        client = self._client = self._connect()
+        source = self._source = Source(self._settings, 2 * PATIENT_SECONDS)
+        primary = await source.find()
+        client = self._client = source.connect(primary, CONNECTIONS + SPARE_CONNECTIONS)
         async with asyncio.timeout(2 * CONNECT_SECONDS):
             found = await client.info("everything")
-        refusal = health.refusal(found)
-        if refusal:
-            self.refused = True
-            raise Unavailable(refusal)
-        self.refused = False
+        self._refuse(found)
         for warning in health.warnings(found, replicated=self._settings.replicated):
             log.warning("redis keeps jobs less safely than it could", extra={"fields": {"reason": warning}})
+        self._use(primary)
         if self.problem:
             self.reconnects += 1
-            log.info("redis can be used", extra={"fields": {"version": found.get("redis_version")}})
+            fields = {"primary": primary.address, "copies": self._copies, "version": found.get("redis_version")}
+            log.info("redis can be used", extra={"fields": fields})
         self.problem = ""
         self._calm_until = asyncio.get_running_loop().time() + self._queue.lease_seconds / 2
         await self._withdraw_doubtful()
 
-    def _connect(self) -> redis.Redis:
-        settings = self._settings
-        password = Path(settings.password_file).read_text().strip() if settings.password_file else None
-        options: dict[str, Any] = {}
-        if settings.ca_file:
-            options["ssl_ca_certs"] = settings.ca_file
-        pool = redis.ConnectionPool.from_url(
-            settings.url,
-            max_connections=CONNECTIONS + SPARE_CONNECTIONS,
-            username=settings.username or None,
-            password=password,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            socket_connect_timeout=CONNECT_SECONDS,
-            socket_timeout=2 * PATIENT_SECONDS,  # should one of the timeouts here be lost: see jobs/app.py
-            health_check_interval=0,
-            **options,
-        )
-        return redis.Redis(connection_pool=pool)
+    def _refuse(self, found: Mapping[str, Any]) -> None:
+        refusal = health.refusal(found)
+        self.refused = bool(refusal)
+        if refusal:
+            raise Unavailable(refusal)
+
+    def _use(self, primary: Primary) -> None:
+        self.primary, self._copies = primary.address, primary.copies
 
     async def _listen(self, heard: Heard) -> None:
         """Pass announcements on until the connection breaks, looking now and then whether it is still a good one."""
@@ -159,11 +148,13 @@ class Store:
 
     async def _look(self, client: redis.Redis) -> None:
         """Ask for a sign of life; a call that came too late once does not cost the connection."""
+        primary = await cast(Source, self._source).find()
+        if primary.address != self.primary:
+            raise Unavailable(f"{primary.address} is the primary now")
         async with asyncio.timeout(CONNECT_SECONDS):
-            found = await client.info("memory")
-        if refusal := health.refusal(found):
-            self.refused = True
-            raise Unavailable(refusal)
+            found = await client.info("memory", "replication")
+        self._refuse(found)
+        self._use(primary)
         self.problem = ""
         await self._withdraw_doubtful()
 
@@ -176,12 +167,15 @@ class Store:
 
     async def _close(self) -> None:
         client, self._client = self._client, None
-        if client is not None:
-            try:
-                async with asyncio.timeout(CONNECT_SECONDS):
+        source, self._source = self._source, None
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                if client is not None:
                     await client.aclose(close_connection_pool=True)
-            except (RedisError, OSError, TimeoutError) as error:
-                log.debug("closing redis", extra={"fields": {"reason": reason_of(error)}})
+                if source is not None:
+                    await source.close()
+        except (RedisError, OSError, TimeoutError) as error:
+            log.debug("closing redis", extra={"fields": {"reason": reason_of(error)}})
 
     async def close(self) -> None:
         """Let go of every connection."""
@@ -190,17 +184,35 @@ class Store:
 
     # ---- calls ----
 
-    async def _call(self, text: str, keys: Sequence[str], args: Sequence[Any], seconds: float) -> Any:
-        """Run a script; whatever stands in its way is `Unavailable`. Waiting for a turn is not Redis' time."""
+    async def _call(
+        self,
+        text: str,
+        keys: Sequence[str],
+        args: Sequence[Any],
+        seconds: float,
+        *,
+        copies: int = 0,
+        wrote: Callable[[Any], bool] = bool,
+    ) -> Any:
+        """Run a script; whatever stands in its way is `Unavailable`. Waiting for a turn is not Redis' time.
+
+        With `copies`, what it wrote (`wrote` tells by its answer whether it did) is on so many replicas afterwards.
+        """
         self._usable()
         try:
             async with self._turns:
                 client = self._usable()
+                if copies:
+                    return await self._copied(client, text, [self._base, *keys], args, seconds, copies, wrote)
                 async with asyncio.timeout(seconds):
                     return await self._run(client, text, [self._base, *keys], args)
         except OutOfMemoryError as error:
             self.failures += 1
             raise Unavailable("Redis is full") from error
+        except ReadOnlyError as error:  # what was the primary is a replica
+            self.failures += 1
+            self._lost(reason_of(error))
+            raise Unavailable(self.problem) from error
         except ResponseError as error:
             self.failures += 1
             raise Unavailable(reason_of(error)) from error
@@ -208,6 +220,37 @@ class Store:
             self.failures += 1
             self._lost(reason_of(error))
             raise Doubtful(self.problem) from error
+
+    async def _copied(
+        self,
+        client: redis.Redis,
+        text: str,
+        keys: Sequence[str],
+        args: Sequence[Any],
+        seconds: float,
+        copies: int,
+        wrote: Callable[[Any], bool],
+    ) -> Any:
+        """Run a script, then wait for replicas; WAIT speaks of what was written on its own connection."""
+        loop, answer = asyncio.get_running_loop(), None
+        try:
+            async with asyncio.timeout(seconds) as bound, client.client() as one:
+                answer = await self._run(one, text, keys, args)
+                if not wrote(answer):
+                    return answer
+                bound.reschedule(loop.time() + WAIT_MILLISECONDS / 1000 + seconds)
+                found = await one.wait(copies, WAIT_MILLISECONDS)
+        except (RedisError, OSError, TimeoutError) as error:
+            if answer is None:
+                raise
+            self.failures += 1
+            self._lost(reason_of(error))
+            raise Doubtful(self.problem, answer) from error
+        if found < copies:
+            self._broken.set()  # perhaps it is no longer the primary: look at once
+            had = f"{found} of {copies} replicas" if copies > 1 else "no replica"
+            raise Doubtful(f"{had} of Redis had it within {WAIT_MILLISECONDS} ms", answer)
+        return answer
 
     def _usable(self) -> redis.Redis:
         if self.problem or self._client is None:
@@ -233,7 +276,9 @@ class Store:
             *(once, request.digest, *self._classes),
         ]
         try:
-            answer = await self._admit(args)
+            answer = await self._call(
+                scripts.ADMIT, (), args, self._settings.timeout_seconds, copies=self._before_ack(), wrote=_is_stored
+            )
         except Doubtful:
             # It may be stored all the same, and its client hears that it is not: taken back by the next sign of life.
             self._doubtful.append((request.id, request.tenant))
@@ -241,30 +286,10 @@ class Store:
             raise
         return admission_of(answer)
 
-    async def _admit(self, args: Sequence[Any]) -> Sequence[Any]:
-        if not self._settings.replicated:
-            return cast(Sequence[Any], await self._call(scripts.ADMIT, (), args, self._settings.timeout_seconds))
-        self._usable()
-        try:
-            # WAIT speaks of what was written on its own connection.
-            async with self._turns, self._usable().client() as one:
-                async with asyncio.timeout(self._settings.timeout_seconds):
-                    answer = await self._run(one, scripts.ADMIT, [self._base], args)
-                if Verdict(answer[0].decode()) not in (Verdict.STORED, Verdict.AGAIN):
-                    return cast(Sequence[Any], answer)
-                async with asyncio.timeout(WAIT_MILLISECONDS / 1000 + self._settings.timeout_seconds):
-                    copies = await one.wait(1, WAIT_MILLISECONDS)
-        except OutOfMemoryError as error:
-            raise Unavailable("Redis is full") from error
-        except ResponseError as error:
-            raise Unavailable(reason_of(error)) from error
-        except (RedisError, OSError, TimeoutError) as error:
-            self.failures += 1
-            self._lost(reason_of(error))
-            raise Doubtful(self.problem) from error
-        if copies < 1:
-            raise Doubtful(f"no replica of Redis had the job within {WAIT_MILLISECONDS} ms")
-        return cast(Sequence[Any], answer)
+    def _before_ack(self) -> int:
+        """How many replicas have a job before its client hears of it: one at least where there shall be replicas."""
+        settings = self._settings
+        return max(1, self._copies) if settings.replicated or settings.sentinel.addresses else 0
 
     async def _withdraw_doubtful(self) -> None:
         while self._doubtful:
@@ -274,10 +299,10 @@ class Store:
 
     async def look(self, ident: str, tenant: str, *, whole: bool = False) -> View | None:
         """Return a job of this tenant, with its answer if `whole`."""
-        args = [ident, tenant, int(whole)]
+        args = [ident, tenant, int(whole), int(self._copies > 0)]
         seconds = PATIENT_SECONDS if whole else self._settings.timeout_seconds
-        answer = await self._call(scripts.LOOK, (), args, seconds)
-        return None if answer is None else view_of(ident, answer)
+        answer = await self._call(scripts.LOOK, (), args, seconds, copies=self._copies, wrote=_is_lasting)
+        return view_of(ident, answer) if answer else None
 
     async def cancel(self, ident: str, tenant: str, *, forget: bool = False) -> State | None:
         """End a job that is not over; returns its state then, None if this tenant has none such.
@@ -285,19 +310,30 @@ class Store:
         With `forget` it is as if it had never been, unless a repeated request was told of it in the meantime.
         """
         args = [ident, tenant, self._keep, int(forget)]
-        answer = await self._call(scripts.CANCEL, (), args, self._settings.timeout_seconds)
+        copies = 0 if forget else self._copies
+        answer = await self._call(scripts.CANCEL, (), args, self._settings.timeout_seconds, copies=copies)
         return None if answer is None else State(answer.decode())
 
     # ---- for workers ----
 
     async def claim(self, models: Sequence[str]) -> Claim | Dead | None:
-        """Take the most urgent job of these models, those whose worker went silent first."""
+        """Take the most urgent job of these models, those whose worker went silent first.
+
+        One that a failover could undo is not `safe` to run: the new primary would not know of the attempt.
+        """
         prefix = self._settings.prefix
         # Everybody's leases ran out while Redis was away: let them be renewed first.
         lease = NEVER_MILLISECONDS if self._just_back() else self._lease
         keys = [scripts.queue_key(prefix, klass, model) for klass in self._classes for model in models]
-        args = [self._worker, lease, MAX_ATTEMPTS, self._keep, self._orphan]
-        answer = await self._call(scripts.CLAIM, keys, args, PATIENT_SECONDS)
+        fence = secrets.token_hex(FENCE_BYTES)
+        args = [self._worker, lease, MAX_ATTEMPTS, self._keep, self._orphan, fence]
+        try:
+            answer = await self._call(scripts.CLAIM, keys, args, PATIENT_SECONDS, copies=self._copies)
+        except Doubtful as error:
+            if error.answer is None:
+                raise
+            claim = claim_of(error.answer)
+            return claim if isinstance(claim, Dead) else replace(claim, safe=False)
         return None if answer is None else claim_of(answer)
 
     def _just_back(self) -> bool:
@@ -311,7 +347,7 @@ class Store:
     async def finish(self, claim: Claim, state: State, result: Result) -> bool:
         """Store the answer and end the job; False if somebody else did."""
         args = [claim.id, claim.fence, state, self._keep, result.status, result.content_type, result.body]
-        return bool(await self._call(scripts.FINISH, (), args, PATIENT_SECONDS))
+        return bool(await self._call(scripts.FINISH, (), args, PATIENT_SECONDS, copies=self._copies))
 
     async def give_back(
         self, claim: Claim, *, dispatches: int, result: Result | None, pause: float, begun: bool
@@ -320,7 +356,7 @@ class Store:
         idle = max(0, self._lease - int(pause * 1000))
         args: list[Any] = [claim.id, claim.fence, dispatches, MAX_ATTEMPTS, self._keep, idle, int(begun)]
         args += [result.status, result.content_type, result.body] if result is not None else ["", "", ""]
-        answer = await self._call(scripts.GIVE_BACK, (), args, PATIENT_SECONDS)
+        answer = await self._call(scripts.GIVE_BACK, (), args, PATIENT_SECONDS, copies=self._copies)
         return State(answer.decode()) if answer else None
 
     async def sweep(self) -> list[tuple[str, State]]:
@@ -336,6 +372,14 @@ class Store:
         return dict(zip(models, map(int, answer), strict=True))
 
 
+def _is_stored(answer: Sequence[Any]) -> bool:
+    return answer[0].decode() in (Verdict.STORED, Verdict.AGAIN)
+
+
+def _is_lasting(view: Sequence[Any]) -> bool:
+    return not view or view[0].decode() not in (State.QUEUED, State.RUNNING)
+
+
 async def _pass_on(channel: Any, heard: Heard) -> None:
     async for message in channel.listen():
         heard(message["data"].decode().split(" "))
@@ -348,18 +392,3 @@ async def _first(task: asyncio.Task[None], event: asyncio.Event, seconds: float)
         await asyncio.wait((task, waiting), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiting.cancel()
-
-
-def reason_of(error: BaseException) -> str:
-    """Say in a few words what stands in the way; never an address with a password, as there is none in it."""
-    if isinstance(error, Unavailable):
-        return str(error)
-    if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
-        return "Redis does not answer in time"
-    if isinstance(error, AuthenticationError):
-        return "Redis refuses the password"
-    if isinstance(error, ResponseError):
-        return f"Redis refuses: {' '.join(str(error).split()[:12])}"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return "Redis cannot be reached"

@@ -72,10 +72,13 @@ class Admission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A job in the hands of one worker: only who holds its newest `fence` may end it."""
+    """A job in the hands of one worker: only who holds its newest `fence` may end it.
+
+    One that is not `safe` may be forgotten by a failover, and must be given back unrun.
+    """
 
     id: str
-    fence: int
+    fence: str
     attempts: int
     waited_ms: int
     tenant: str
@@ -84,6 +87,7 @@ class Claim:
     path: bytes
     body: bytes
     fields: bytes
+    safe: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +157,7 @@ def claim_of(answer: Sequence[Any]) -> Claim | Dead:
     ident, fence, attempts, waited, tenant, model, klass, path, body, fields = answer
     return Claim(
         id=ident.decode(),
-        fence=int(fence),
+        fence=fence.decode(),
         attempts=int(attempts),
         waited_ms=max(0, int(waited)),
         tenant=tenant.decode(),

@@ -16,10 +16,11 @@ from typing import Final, Protocol
 from llmfleet.router import errors
 from llmfleet.router.errors import Refusal
 from llmfleet.router.jobs import rules
-from llmfleet.router.jobs.client import Store, Unavailable
+from llmfleet.router.jobs.client import Store
 from llmfleet.router.jobs.entry import Claim, Dead, Result, State
 from llmfleet.router.jobs.relay import Collector, is_whole
 from llmfleet.router.jobs.rules import End
+from llmfleet.router.jobs.troubles import Unavailable
 from llmfleet.router.limits import Queue
 from llmfleet.router.pick import Backend, Fleet, ModelPool
 from llmfleet.router.relay import Exchange
@@ -126,6 +127,9 @@ class Worker:
             if isinstance(found, Dead):
                 self._ended(found.model, State.DEAD)
                 continue
+            if not found.safe:
+                self._return(Run(found))
+                return
             self._metrics.claims[found.model] += 1
             self._metrics.waited.observe(found.waited_ms / 1000)
             self._runs[found.id] = Run(found)

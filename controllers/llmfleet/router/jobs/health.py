@@ -22,7 +22,7 @@ def refusal(info: Mapping[str, Any]) -> str:
     if version.partition(".")[0].isdigit() and int(version.partition(".")[0]) < OLDEST:
         return f"Redis {version} is too old: jobs need {OLDEST}.0 or newer"
     if info.get("role", "master") != "master":
-        return "this Redis is a replica: write the address of the primary into redis.url"
+        return "this Redis is a replica: jobs need the address of the primary, or Sentinels that name it"
     if info.get("cluster_enabled", 0):
         return "this Redis is a cluster: jobs need a single primary"
     return ""

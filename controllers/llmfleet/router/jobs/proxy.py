@@ -18,10 +18,11 @@ import orjson
 from llmfleet.router import errors, http1
 from llmfleet.router.errors import Code, Refusal
 from llmfleet.router.jobs import rules
-from llmfleet.router.jobs.client import Store, Unavailable
+from llmfleet.router.jobs.client import Store
 from llmfleet.router.jobs.entry import Admission, Request, State, Verdict, View, describe, location
 from llmfleet.router.jobs.replay import replay
 from llmfleet.router.jobs.rules import Redirect, Target
+from llmfleet.router.jobs.troubles import Unavailable
 from llmfleet.router.keys import Tenant
 from llmfleet.router.limits import Queue
 from llmfleet.router.sse import Dialect

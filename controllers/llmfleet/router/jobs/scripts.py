@@ -27,7 +27,8 @@ from functools import cache
 from typing import Final
 
 # The group has one reader's name for all routers: who holds a job is said by its fence, not by Redis' list of readers.
-# Since the fence grows with every claim, a worker whose lease ran out cannot end what another has taken over.
+# Every claim draws a new fence, so a worker whose lease ran out cannot end what another has taken over. A number that
+# grows would not do: after a failover that forgot a claim, the next one would be given the same number.
 
 _COMMON: Final = """
 local P = KEYS[1]
@@ -61,6 +62,15 @@ end
 local function mine(id, fence)
     local job = redis.call('HMGET', job_key(id), 'state', 'fence')
     return job[1] == 'running' and job[2] == fence
+end
+
+-- Whether this claim brought the job into this state already: it is told again, as nobody knew whether it was heard, or
+-- not yet by enough replicas. Something is written, as WAIT speaks of writes only.
+local function told(id, fence, state)
+    local job = redis.call('HMGET', job_key(id), 'state', 'fence')
+    if job[1] ~= state or job[2] ~= fence then return false end
+    redis.call('HSET', job_key(id), 'fence', fence)
+    return true
 end
 """
 
@@ -96,7 +106,7 @@ if share_limit > 0 and used >= share_limit then return {'share', id, 'queued', u
 local entry = redis.call('XADD', queue_of(klass, model), '*', 'id', id)
 redis.call('HSET', job_key(id), 'state', 'queued', 'model', model, 'klass', klass, 'tenant', tenant, 'path', path,
     'body', body, 'fields', fields, 'entry', entry, 'created', now, 'deadline', now + ttl, 'ttl', ttl,
-    'attempts', 0, 'fence', 0, 'once', once)
+    'attempts', 0, 'fence', '', 'once', once)
 redis.call('ZADD', P .. ':due', now + ttl, id)
 redis.call('HINCRBY', share, tenant, 1)
 if once ~= '' then
@@ -115,6 +125,7 @@ CLAIM: Final = (
     + _COMMON
     + """
 local worker, lease, limit, keep, orphan = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+local fence = ARGV[6]
 
 local function take(queue, entry, id)
     local key = job_key(id)
@@ -126,9 +137,8 @@ local function take(queue, entry, id)
     end
     if job[1] == 'queued' and tonumber(job[3]) <= now then return nil end
     if tonumber(job[4]) >= limit then settle(id, 'dead', keep) return {id, redis.call('HGET', key, 'model')} end
-    local fence = redis.call('HINCRBY', key, 'fence', 1)
     local attempts = redis.call('HINCRBY', key, 'attempts', 1)
-    redis.call('HSET', key, 'state', 'running', 'started', now, 'worker', worker)
+    redis.call('HSET', key, 'state', 'running', 'started', now, 'worker', worker, 'fence', fence)
     redis.call('ZADD', P .. ':due', now + orphan, id)
     local rest = redis.call('HMGET', key, 'created', 'tenant', 'model', 'klass', 'path', 'body', 'fields')
     rest[1] = now - rest[1]
@@ -189,7 +199,7 @@ FINISH: Final = (
     + _COMMON
     + """
 local id, fence, state, keep = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-if not mine(id, fence) then return 0 end
+if not mine(id, fence) then return told(id, fence, state) and 1 or 0 end
 redis.call('HSET', job_key(id), 'status', ARGV[5], 'type', ARGV[6], 'result', ARGV[7])
 settle(id, state, keep)
 return 1
@@ -203,7 +213,9 @@ GIVE_BACK: Final = (
     + """
 local id, fence, dispatches = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local limit, keep, idle = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
-if not mine(id, fence) then return '' end
+if not mine(id, fence) then
+    return told(id, fence, 'queued') and 'queued' or told(id, fence, 'dead') and 'dead' or ''
+end
 local key = job_key(id)
 local attempts = redis.call('HINCRBY', key, 'attempts', dispatches - 1)
 if attempts >= limit then
@@ -236,6 +248,8 @@ if job[1] == 'queued' or job[1] == 'running' then
     local late = job[1] == 'queued' and tonumber(redis.call('HGET', key, 'deadline')) <= now
     job[1] = late and 'expired' or 'cancelled'
     settle(id, job[1], keep)
+else
+    redis.call('HSET', key, 'tenant', tenant) -- asked again, perhaps for want of replicas: WAIT speaks of writes only
 end
 if forget == '1' then
     if job[3] ~= '' and redis.call('HGET', job[3], 'id') == id then redis.call('DEL', job[3]) end
@@ -245,14 +259,20 @@ return job[1]
 """
 )
 
+# An end, or that there is no such job, is said for good: where a failover may come (`lasting`), something is written
+# and the answer waits for replicas. A server that is no longer the primary has none: its view is not believed.
 LOOK: Final = (
-    "#!lua flags=no-writes\n"
+    _ALWAYS
     + _COMMON
     + """
-local id, tenant = ARGV[1], ARGV[2]
+local id, tenant, lasting = ARGV[1], ARGV[2], ARGV[4] == '1'
 local key = job_key(id)
 local job = redis.call('HMGET', key, 'state', 'tenant', 'deadline')
-if not job[1] or job[2] ~= tenant then return false end
+if not job[1] or job[2] ~= tenant then
+    if lasting then redis.call('SET', P .. ':unknown', now) end
+    return {}
+end
+if lasting and job[1] ~= 'queued' and job[1] ~= 'running' then redis.call('HSET', key, 'tenant', tenant) end
 local view = redis.call('HMGET', key, 'state', 'model', 'attempts', 'created', 'deadline', 'started', 'finished',
     'status', 'type')
 view[10] = ARGV[3] == '1' and redis.call('HGET', key, 'result') or false

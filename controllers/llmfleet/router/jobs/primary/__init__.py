@@ -1,0 +1,1 @@
+"""Which server keeps the jobs."""

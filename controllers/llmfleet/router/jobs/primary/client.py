@@ -1,0 +1,90 @@
+"""Finds the server that keeps the jobs, and makes connections to it.
+
+In: settings. Out: `Primary`, by the address that is written there or by what the Sentinels say now, and a client for
+it. A client is for one server only: nothing here follows a primary, so that what is written to one server is never
+followed by something written to another. Passwords are read when a `Source` is made, which is at every connect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+import redis.asyncio as redis
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.retry import Retry
+
+from llmfleet.router.jobs.primary.agree import Primary, Said, agreed, said_of
+from llmfleet.router.limits import Redis
+
+CONNECT_SECONDS: Final = 1.0
+
+
+class Source:
+    """Where jobs are kept, for the life of one connection."""
+
+    def __init__(self, settings: Redis, patience: float) -> None:
+        self._settings = settings
+        sentinel = settings.sentinel
+        self._common: dict[str, Any] = {
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+            "socket_connect_timeout": CONNECT_SECONDS,
+            "socket_timeout": patience,
+            "health_check_interval": 0,
+        }
+        tls: dict[str, Any] = {"ssl": True} if sentinel.tls else {}
+        options = self._common | tls | self._authority(sentinel.tls)
+        options |= _account(sentinel.username, sentinel.password_file)
+        make = cast(Callable[..., Sentinel], Sentinel)  # it has no types
+        self._sentinels = make([_parts(one) for one in sentinel.addresses], sentinel_kwargs=options)
+        self._account = _account(settings.username, settings.password_file)
+
+    def _authority(self, tls: bool) -> dict[str, Any]:
+        return {"ssl_ca_certs": self._settings.ca_file} if tls and self._settings.ca_file else {}
+
+    async def find(self) -> Primary:
+        """Return the primary of now; raises `NoPrimary`."""
+        if self._settings.url:
+            return Primary(address=urlsplit(self._settings.url).netloc)
+        return agreed(await asyncio.gather(*map(self._ask, self._sentinels.sentinels)))
+
+    async def _ask(self, sentinel: redis.Redis) -> Said | str:
+        name = self._settings.sentinel.master_name
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                master: Any = await sentinel.sentinel_master(name, return_responses=True)
+                replicas: Any = await sentinel.sentinel_slaves(name)
+        except AuthenticationError:
+            return "the password is refused"
+        except ResponseError as error:
+            return " ".join(str(error).split()[:12])
+        except (RedisError, OSError, TimeoutError):
+            return "no answer"
+        return said_of(master, replicas)
+
+    def connect(self, primary: Primary, connections: int) -> redis.Redis:
+        """Return a client for this server and no other."""
+        settings = self._settings
+        url = settings.url or f"{'rediss' if settings.sentinel.tls else 'redis'}://{primary.address}/0"
+        options = self._common | self._authority(url.startswith("rediss://")) | self._account
+        return redis.Redis(connection_pool=redis.ConnectionPool.from_url(url, max_connections=connections, **options))
+
+    async def close(self) -> None:
+        """Let go of the Sentinels."""
+        await self._sentinels.aclose()
+
+
+def _account(username: str, password_file: str) -> dict[str, Any]:
+    password = Path(password_file).read_text().strip() if password_file else None
+    return {"username": username or None, "password": password}
+
+
+def _parts(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
