@@ -31,7 +31,6 @@ class Services(Protocol):
     settings: Settings
     draining: bool
     quarantine: Quarantine
-    held: int  # bytes of bodies whose answers have not begun
 
     def released(self, pool: ModelPool, backend: Backend) -> None:
         """A slot became free."""
