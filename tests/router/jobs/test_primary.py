@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmfleet.router.jobs.primary.agree import NoPrimary, Primary, Said, agreed, said_of
+from llmfleet.router.jobs.primary.agree import NoPrimary, Primary, Said, agreed, needed_copies, said_of
 
 A, B, C = "10.0.0.1:6379", "10.0.0.2:6379", "10.0.0.3:6379"
 
@@ -18,15 +18,19 @@ def said(address: str = A, *replicas: str, down: bool = False) -> Said:
 @pytest.mark.parametrize(
     ("case", "answers", "primary"),
     [
-        ("all say the same", [said(A, B, C)] * 3, Primary(address=A, copies=2)),
-        ("one says nothing", [said(A, B, C), said(A, B, C), "no answer"], Primary(address=A, copies=2)),
-        ("one is behind", [said(B, A, C), said(B, A, C), said(A, B, C)], Primary(address=B, copies=2)),
-        ("a replica counts while anybody reaches it", [said(A, B), said(A, C), said(A)], Primary(address=A, copies=2)),
-        ("but not by who is behind", [said(B, A), said(B, A), said(A, B, C)], Primary(address=B, copies=1)),
-        ("one that nobody reaches does not", [said(A, B)] * 3, Primary(address=A, copies=1)),
-        ("a primary alone", [said(A)] * 3, Primary(address=A, copies=0)),
-        ("one Sentinel is its own majority", [said(A, B)], Primary(address=A, copies=1)),
-        ("one takes it for down", [said(A, B), said(A, B), said(A, B, down=True)], Primary(address=A, copies=1)),
+        ("all say the same", [said(A, B, C)] * 3, Primary(address=A, replicas=2)),
+        ("one says nothing", [said(A, B, C), said(A, B, C), "no answer"], Primary(address=A, replicas=2)),
+        ("one is behind", [said(B, A, C), said(B, A, C), said(A, B, C)], Primary(address=B, replicas=2)),
+        (
+            "a replica counts while anybody reaches it",
+            [said(A, B), said(A, C), said(A)],
+            Primary(address=A, replicas=2),
+        ),
+        ("but not by who is behind", [said(B, A), said(B, A), said(A, B, C)], Primary(address=B, replicas=1)),
+        ("one that nobody reaches does not", [said(A, B)] * 3, Primary(address=A, replicas=1)),
+        ("a primary alone", [said(A)] * 3, Primary(address=A, replicas=0)),
+        ("one Sentinel is its own majority", [said(A, B)], Primary(address=A, replicas=1)),
+        ("one takes it for down", [said(A, B), said(A, B), said(A, B, down=True)], Primary(address=A, replicas=1)),
     ],
 )
 def test_a_majority_names_the_primary_and_who_could_take_its_place(case, answers, primary):
@@ -54,18 +58,37 @@ def test_less_than_a_majority_is_no_primary_and_the_reason_is_said(case, answers
 
 def server(host: str, **changes: Any) -> dict[str, Any]:
     flags = {"is_sdown": False, "is_odown": False, "is_disconnected": False, "last-ok-ping-reply": 900}
-    return {"ip": host, "port": 6379, "slave-priority": 100} | flags | changes
+    return {"ip": host, "port": 6379} | flags | changes
 
 
-def test_an_answer_is_read_with_the_replicas_that_a_sentinel_would_promote():
+def test_an_answer_is_read_with_the_replicas_that_the_sentinel_hears():
     replicas = [
         server("10.0.0.2"),
         server("10.0.0.3", is_disconnected=True),  # a promotion begins by closing connections
         server("10.0.0.4", is_sdown=True),
-        server("10.0.0.5", **{"slave-priority": 0}),
         server("10.0.0.6", **{"last-ok-ping-reply": 5001}),
         server("fd00::7"),
     ]
     found = said_of(server("10.0.0.1"), replicas)
     assert found == said(A, B, C, "[fd00::7]:6379")
     assert said_of(server("10.0.0.1", is_odown=True), []) == said(A, down=True)
+
+
+def following(**changes: Any) -> dict[str, Any]:
+    return {"ip": "10.0.0.2", "port": 6379, "state": "online", "offset": 1, "lag": 1} | changes
+
+
+@pytest.mark.parametrize(
+    ("case", "heard", "info", "expected"),
+    [
+        ("all are there", 2, {"slave0": following(), "slave1": following()}, 2),
+        ("one is being promoted and follows no more", 2, {"slave0": following()}, 2),
+        ("one follows that no Sentinel hears", 1, {"slave0": following(), "slave1": following()}, 2),
+        ("neither hears one", 1, {"slave0": following(), "slave1": following(lag=6)}, 1),
+        ("one is still being filled", 0, {"slave0": following(state="wait_bgsave")}, 0),
+        ("nothing is left", 0, {"slave_read_only": 1, "connected_slaves": 0}, 0),
+        ("nobody knows", None, {"slave0": following()}, 0),
+    ],
+)
+def test_what_no_failover_may_undo_is_copied_to_every_replica_there_is(case, heard, info, expected):
+    assert needed_copies(Primary(address=A, replicas=heard), info) == expected, case

@@ -150,7 +150,7 @@ async def test_a_primary_that_became_a_replica_takes_nothing_and_is_left_at_once
 async def test_what_only_a_replica_has_that_stays_behind_is_not_acknowledged(redis_server, replica, other):
     """One of two replicas is promoted; the other still follows the old primary, which does not know of it yet."""
     async with connected(redis_server, replicated=True) as store:
-        store._use = lambda primary: None
+        store._use = lambda primary, found: None
         store._copies = 2
         first = await acknowledged(store)
         replica.client().replicaof("NO", "ONE")
@@ -168,7 +168,7 @@ async def test_a_claim_that_a_failover_could_forget_is_given_back_unrun(redis_se
     async with Bed(ok(), settings=settings(redis_server)) as bed:
         store, worker = bed.router.jobs.store, bed.router.jobs.worker
         await bed.until(lambda: not store.problem)
-        store._use = lambda primary: None
+        store._use = lambda primary, found: None
         worker._stopped, store._copies, store._calm_until = True, 1, 0.0
         path = (await until_accepted(bed)).headers["location"]
         replica.freeze()
@@ -195,7 +195,7 @@ async def until_accepted(bed: Bed):
 @scenario
 async def test_an_end_that_was_not_copied_yet_is_told_again_until_it_is(redis_server, replica):
     async with connected(redis_server) as store:
-        store._use = lambda primary: None
+        store._use = lambda primary, found: None
         ident = await acknowledged(store)
         claim = await claimed(store)
         store._copies = 1

@@ -34,7 +34,7 @@ from llmfleet.router.jobs.entry import (
     claim_of,
     view_of,
 )
-from llmfleet.router.jobs.primary.agree import NoPrimary, Primary
+from llmfleet.router.jobs.primary.agree import NoPrimary, Primary, needed_copies
 from llmfleet.router.jobs.primary.client import CONNECT_SECONDS, Source
 from llmfleet.router.jobs.rules import MAX_ATTEMPTS
 from llmfleet.router.jobs.troubles import Doubtful, Unavailable, reason_of
@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 CONNECTIONS: Final = 16
 SPARE_CONNECTIONS: Final = 4  # for announcements and signs of life, beside the calls
 LOOK_SECONDS: Final = 1.0  # between two signs of life of a Redis that is not asked for anything else
+BREATH_SECONDS: Final = 0.05  # between two, however many calls fail
 BACKOFF_SECONDS: Final = (0.1, 5.0)
 WAIT_MILLISECONDS: Final = 100
 ORPHAN_SECONDS: Final = 60.0  # beyond four leases nobody renewed or claimed: the job is given up for lost
@@ -113,7 +114,7 @@ class Store:
         self._refuse(found)
         for warning in health.warnings(found, replicated=self._settings.replicated):
             log.warning("redis keeps jobs less safely than it could", extra={"fields": {"reason": warning}})
-        self._use(primary)
+        self._use(primary, found)
         if self.problem:
             self.reconnects += 1
             fields = {"primary": primary.address, "copies": self._copies, "version": found.get("redis_version")}
@@ -128,8 +129,8 @@ class Store:
         if refusal:
             raise Unavailable(refusal)
 
-    def _use(self, primary: Primary) -> None:
-        self.primary, self._copies = primary.address, primary.copies
+    def _use(self, primary: Primary, found: Mapping[str, Any]) -> None:
+        self.primary, self._copies = primary.address, needed_copies(primary, found)
 
     async def _listen(self, heard: Heard) -> None:
         """Pass announcements on until the connection breaks, looking now and then whether it is still a good one."""
@@ -142,6 +143,7 @@ class Store:
                     await _first(reader, self._broken, LOOK_SECONDS)
                     self._broken.clear()
                     await self._look(client)
+                    await asyncio.sleep(BREATH_SECONDS)
                 reader.result()
             finally:
                 reader.cancel()
@@ -154,7 +156,7 @@ class Store:
         async with asyncio.timeout(CONNECT_SECONDS):
             found = await client.info("memory", "replication")
         self._refuse(found)
-        self._use(primary)
+        self._use(primary, found)
         self.problem = ""
         await self._withdraw_doubtful()
 

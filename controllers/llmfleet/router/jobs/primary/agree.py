@@ -1,20 +1,21 @@
-"""Which server is the primary, and how many could take its place, by what a majority of the Sentinels says.
+"""Which server is the primary, and how many replicas could take its place, by what a majority of the Sentinels says.
 
-In: what each Sentinel says, or why it says nothing. Out: `Primary`, or `NoPrimary` with the reason in words. Less than
-a majority is not believed: the others may have made another server the primary. Of the replicas, each counts that any
-of the majority could promote: a job that all of these have is there after the failover, whichever of them it makes the
-primary. One that all take for gone does not count, so jobs go on without it. It never asks anybody anything.
+In: what each Sentinel says, or why it says nothing; what the primary says of its replicas. Out: `Primary`, or
+`NoPrimary` with the reason in words, and how many copies outlive any failover. Less than a majority is not believed:
+the others may have made another server the primary. It never asks anybody anything.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-SILENT_MILLISECONDS: Final = 5000
+SILENT_SECONDS: Final = 5
 """Sentinels promote no replica that was silent for longer."""
+_REPLICA: Final = re.compile(r"slave\d+")
 
 
 class NoPrimary(Exception):
@@ -23,15 +24,15 @@ class NoPrimary(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Primary:
-    """The server that keeps jobs; `copies` is how many replicas could take its place, as far as anybody knows."""
+    """The server that keeps jobs; `replicas` is how many the Sentinels hear, None where nobody knows."""
 
     address: str
-    copies: int = 0
+    replicas: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """What one Sentinel says: the primary's address, whether it is down, and which replicas it could promote."""
+    """What one Sentinel says: the primary's address, whether it is down, and which replicas it hears."""
 
     address: str
     down: bool = False
@@ -43,17 +44,14 @@ def said_of(master: Mapping[str, Any], replicas: Iterable[Mapping[str, Any]]) ->
     return Said(
         address=address_of(master),
         down=bool(master["is_sdown"] or master["is_odown"]),
-        replicas=frozenset(address_of(one) for one in replicas if _promotable(one)),
+        replicas=frozenset(address_of(one) for one in replicas if _heard(one)),
     )
 
 
-def _promotable(replica: Mapping[str, Any]) -> bool:
-    """Whether a Sentinel would choose it: not one that is down or silent, nor one of priority 0.
-
-    That a connection to it is gone says nothing: a promotion begins by closing all of them.
-    """
-    silent = replica["last-ok-ping-reply"] > SILENT_MILLISECONDS
-    return not (replica["is_sdown"] or replica["is_odown"] or silent) and replica.get("slave-priority") != 0
+def _heard(replica: Mapping[str, Any]) -> bool:
+    """Whether a Sentinel could promote it. A closed connection says nothing: a promotion begins by closing all."""
+    silent = replica["last-ok-ping-reply"] > 1000 * SILENT_SECONDS
+    return not (replica["is_sdown"] or replica["is_odown"] or silent)
 
 
 def address_of(server: Mapping[str, Any]) -> str:
@@ -72,8 +70,23 @@ def agreed(answers: Sequence[Said | str]) -> Primary:
     address, count = votes.most_common(1)[0] if votes else ("", 0)
     if 2 * count > len(answers):
         replicas = {replica for one in said if one.address == address for replica in one.replicas}
-        return Primary(address=address, copies=len(replicas - {address}))
+        return Primary(address=address, replicas=len(replicas - {address}))
     down = [one.address for one in said if one.down]
     if down:
         raise NoPrimary(f"{len(down)} of {len(answers)} Sentinels take the primary {down[0]} for down")
     raise NoPrimary("the Sentinels do not agree which server is the primary")
+
+
+def needed_copies(primary: Primary, info: Mapping[str, Any]) -> int:
+    """How many replicas must have what no failover may undo: all there are, whichever of them is promoted.
+
+    WAIT counts replicas and does not say which. So those that follow the primary (by its INFO) count as well as those
+    that the Sentinels hear: one that only follows must not stand for one that is being promoted.
+    """
+    if primary.replicas is None:
+        return 0
+    return max(primary.replicas, sum(_follows(one) for key, one in info.items() if _REPLICA.fullmatch(key)))
+
+
+def _follows(replica: Any) -> bool:
+    return isinstance(replica, Mapping) and replica["state"] == "online" and int(replica["lag"]) <= SILENT_SECONDS
