@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +57,7 @@ def count(incident: Incident, load: Load, what: str = "requests") -> None:
     incident.expect(load.sent == len(load.outcomes), f"{load.sent - len(load.outcomes)} of the {what} never ended")
 
 
-def named(outcomes: Iterable[Outcome], began: float) -> list[str]:
+def named(outcomes: Sequence[Outcome], began: float) -> list[str]:
     """Say of lost requests what became of them, alike ones together."""
     words = Counter(f"{one.kind} {one.status or ''} {one.detail[:60]}".strip() for one in outcomes)
     first: dict[str, float] = {}
