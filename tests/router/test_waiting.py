@@ -5,7 +5,7 @@ import json
 
 import pytest
 from bed import CHAT, STREAM, Bed, scenario
-from engine import chat_events, drop, ok, play, silent, status
+from engine import chat_events, drop, endless, ok, play, silent, status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,6 +136,51 @@ async def test_the_memory_of_bodies_that_wait_or_are_read_is_bounded():
         await bed.until(lambda: bed.router.reading == 1501)
         slow.writer.transport.abort()
         await bed.until(lambda: bed.router.reading == 0)
+
+
+@scenario
+async def test_bodies_at_engines_count_until_their_answers_begin():
+    large, announced = (
+        CHAT | {"user": "x" * 3000},
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n{",
+    )
+    async with Bed(silent(), slots=9, settings=queue(maxWaitingBytes=4096)) as bed:
+        first, slow = await bed.client(), await bed.client()
+        await first.send(large)
+        await bed.until(lambda: bed.in_flight() == 1 and bed.router.held > 3000)
+        slow.writer.write(announced % 2000)
+        refused = await slow.answer()
+        assert (refused.status, refused.error["code"]) == (503, "server_is_overloaded")
+        small = await bed.client()
+        await small.send()
+        await bed.until(lambda: bed.in_flight() == 2)
+        small.writer.transport.abort()
+        first.writer.transport.abort()
+        await bed.until(lambda: bed.router.held == 0)
+
+
+@scenario
+async def test_a_body_is_let_go_when_its_answer_begins():
+    async with Bed(endless(), slots=9, settings=queue(maxWaitingBytes=4096)) as bed:
+        client = await bed.client()
+        await client.send(STREAM | {"user": "x" * 3000})
+        await bed.until(lambda: bed.in_flight() == 1 and bed.engines[0].requests and bed.router.held == 0)
+        client.writer.transport.abort()
+        await bed.until(lambda: bed.in_flight() == 0)
+        assert bed.router.held == 0
+
+
+@scenario
+async def test_a_body_that_waits_is_counted_once():
+    async with Bed(silent(), slots=1, settings=queue(maxWaitingBytes=4096)) as bed:
+        first, second = await bed.client(), await bed.client()
+        await first.send()
+        await bed.until(lambda: bed.in_flight() == 1)
+        await second.send(CHAT | {"user": "x" * 3500})
+        await bed.until(lambda: bed.router.waiting("m") == 1)
+        first.writer.transport.abort()
+        second.writer.transport.abort()
+        await bed.until(lambda: bed.router.held == 0)
 
 
 @scenario

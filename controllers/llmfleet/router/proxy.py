@@ -69,6 +69,7 @@ class Router:
         )
         self.waits = Waits(settings.queue, settings.disaggregation.max_waiting)
         self.reading = 0  # bytes of bodies that are being read
+        self.held = 0  # bytes of bodies whose answers have not begun: they may have to be sent, or sent again
         self.loaded = False  # a valid document was adopted
         self.loaded_at = 0.0  # by the wall clock: shown to clients as the models' creation time
         self.draining = False
@@ -113,7 +114,7 @@ class Router:
         if queue.overflow == "reject" or held_for_none:
             return exchange.no_slot()
         seconds = queue.wake_timeout_seconds if hold else None
-        rejected = self.waits.enter(exchange, now, hold=seconds, beside=self.reading)
+        rejected = self.waits.enter(exchange, now, hold=seconds, beside=self._beside(exchange))
         if rejected is None:
             return None
         refusal = errors.overloaded(Code.OVERLOADED, f"{why_rejected(rejected.reason, pool)}, try again later")
@@ -131,7 +132,11 @@ class Router:
     def park_unreached(self, exchange: Exchange, until: float) -> bool:
         """Let a request wait that no engine was reached for; False if no more may, or nobody will serve it."""
         now = self.loop.time()
-        return self.serves(exchange.pool) and self.waits.enter_unreached(exchange, now, until, self.reading)
+        return self.serves(exchange.pool) and self.waits.enter_unreached(exchange, now, until, self._beside(exchange))
+
+    def _beside(self, exchange: Exchange) -> int:
+        """Count what bodies of requests hold that do not wait, but that of this one."""
+        return self.reading + self.held - self.waits.bytes - exchange.size
 
     def serves(self, pool: ModelPool) -> bool:
         """Whether the document still names a model."""

@@ -92,6 +92,7 @@ class Exchange(Attempt):
         self._until = 0.0  # the end of its waiting after its first attempt
         self._paused = client.blocked
         stats.in_flight += 1
+        router.held += admitted.size
 
     # ---- towards an engine ----
 
@@ -316,7 +317,13 @@ class Exchange(Attempt):
             self._backend.vitals.answered()
         if self.router.quarantine.suspects:
             self.router.quarantine.passed(self.asked())
-        self.body = b""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Hold the body no longer."""
+        if self.body:
+            self.router.held -= self.size
+            self.body = b""
 
     def lost(self, upstream: Upstream, detail: str) -> None:
         """The engine connection is gone in the middle of an answer."""
@@ -420,7 +427,7 @@ class Exchange(Attempt):
         if self.ticket is not None:
             self.router.unpark(self)
         self.answer.stage = OVER
-        self.body = b""
+        self._let_go()
         self.router.account(self, outcome)
         if answered:
             self._client.answered(keep_alive)

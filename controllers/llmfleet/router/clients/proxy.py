@@ -182,7 +182,7 @@ class Client(asyncio.Protocol):
         """Hold so much of the memory for bodies, in place of what is held now; False if there is not so much left."""
         router = self._router
         others = router.reading - self._reserved
-        if size and others + size + router.waits.bytes > router.settings.queue.max_waiting_bytes:
+        if size and others + size + router.held > router.settings.queue.max_waiting_bytes:
             return False
         router.reading, self._reserved = others + size, size
         return True

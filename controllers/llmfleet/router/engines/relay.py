@@ -31,6 +31,7 @@ class Services(Protocol):
     settings: Settings
     draining: bool
     quarantine: Quarantine
+    held: int  # bytes of bodies whose answers have not begun
 
     def released(self, pool: ModelPool, backend: Backend) -> None:
         """A slot became free."""
