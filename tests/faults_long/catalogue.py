@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from faults_long import (
     apiserver_moods,
+    certificates,
+    clocks,
     control_plane_away,
+    drains,
+    images_missing,
     node_power,
     partitions,
     ranks,
     real_engines,
     redis_gone,
     rollouts,
+    router_memory,
     small_faults,
     soak,
 )
@@ -26,5 +31,10 @@ SCENARIOS: tuple[Scenario, ...] = (
     *redis_gone.SCENARIOS,
     *control_plane_away.SCENARIOS,
     *small_faults.SCENARIOS,
+    *drains.SCENARIOS,
+    *images_missing.SCENARIOS,
+    *clocks.SCENARIOS,
+    *certificates.SCENARIOS,
+    *router_memory.SCENARIOS,
     *soak.SCENARIOS,
 )

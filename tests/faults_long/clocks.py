@@ -20,11 +20,12 @@ from typing import Any
 
 import requests
 
-from e2e.bed import GROUP, RELEASE, Bed, Manifest, engine_spec, eventually, run
+from e2e.bed import GROUP, RELEASE, Bed, Manifest, engine_spec, eventually
 from e2e.load import Reconnect, many_streams, open_loop
 from faults.ground import kill_in
-from faults_long.control_plane import FAKETIME, long_valid
+from faults_long.control_plane import FAKETIME, faketime, long_valid
 from faults_long.incident import Incident, count, named
+from faults_long.injectors import frozen
 from faults_long.loads import Jobs, asking
 from faults_long.scenario import Scenario
 from faults_long.world import NAMESPACE, World, settled
@@ -70,11 +71,9 @@ class Clocks:
 def wrong_clocks(world: World) -> Iterator[Clocks]:
     """Every container of ours takes its time from us; afterwards they are as they were."""
     folder = world.folder / "clocks"
-    if not FAKETIME.exists():
-        run(["apt-get", "install", "--yes", "--no-install-recommends", "libfaketime"])
     folder.mkdir(exist_ok=True)
     folder.chmod(0o755)
-    shutil.copy(FAKETIME, folder / FAKETIME.name)
+    shutil.copy(faketime(), folder / FAKETIME.name)
     before = {name: json.loads(get(world, name)) for name in DEPLOYMENTS}
     try:
         for name, found in before.items():
@@ -263,8 +262,6 @@ def group(world: World) -> Manifest:
 
 def play(world: World, incident: Incident) -> None:
     """Clocks wrong one way, the leader killed, clocks wrong the other way."""
-    if not FAKETIME.exists():
-        run(["apt-get", "install", "--yes", "--no-install-recommends", "libfaketime"])
     long_valid(world)
     incident.note("certificates are valid since two days: clocks may be behind")
     names = {f"timed-{number}": group(world) for number in range(3)}
@@ -316,10 +313,12 @@ def under_wrong_clocks(world: World, incident: Incident, clocks: Clocks, leaders
         settled(15)
         incident.expect(skew(world, leader) > HOUR / 2, "the leader's clock is right: nothing was tested")
         come_and_go(world, incident, "timed-3", "timed-1")
-        death = kill_in(leader["metadata"]["uid"], "operator")
-        incident.note("the leader is killed", death.killed)
-        eventually(lambda: leaders.now() == other["metadata"]["name"], 90)
-        incident.figure("seconds until the other led", incident.note("the other leads") - death.killed)
+        with frozen(leader["metadata"]["uid"], "operator"):
+            begin = incident.note("the leader hangs, and holds its lease")
+            eventually(lambda: leaders.now() == other["metadata"]["name"], 90)
+            incident.figure("seconds until the other led", incident.note("the other leads") - begin)
+            incident.note("the one that hung is killed", kill_in(leader["metadata"]["uid"], "operator").dead)
+        eventually(world.whole, 120, world.why_not_whole)
         set_all(clocks, {1: (other, router), -1: (leader, autoscaler)})
         incident.note("every clock jumps by two hours the other way")
         settled(15)
