@@ -52,6 +52,8 @@ ORPHAN_SECONDS: Final = 60.0  # beyond four leases nobody renewed or claimed: th
 NEVER_MILLISECONDS: Final = 1 << 40
 PATIENT_SECONDS: Final = 2.0  # for what no client waits for
 FENCE_BYTES: Final = 8
+# The last is uvloop's word for a connection that was closed under a call, as all are when another one is opened.
+BROKEN: Final = (RedisError, OSError, TimeoutError, RuntimeError)
 
 
 class Heard(Protocol):
@@ -218,7 +220,7 @@ class Store:
         except ResponseError as error:
             self.failures += 1
             raise Unavailable(reason_of(error)) from error
-        except (RedisError, OSError, TimeoutError) as error:
+        except BROKEN as error:
             self.failures += 1
             self._lost(reason_of(error))
             raise Doubtful(self.problem) from error
@@ -234,15 +236,16 @@ class Store:
         wrote: Callable[[Any], bool],
     ) -> Any:
         """Run a script, then wait for replicas; WAIT speaks of what was written on its own connection."""
-        loop, answer = asyncio.get_running_loop(), None
+        answer = None
         try:
-            async with asyncio.timeout(seconds) as bound, client.client() as one:
-                answer = await self._run(one, text, keys, args)
+            async with client.client() as one:
+                async with asyncio.timeout(seconds):
+                    answer = await self._run(one, text, keys, args)
                 if not wrote(answer):
                     return answer
-                bound.reschedule(loop.time() + WAIT_MILLISECONDS / 1000 + seconds)
-                found = await one.wait(copies, WAIT_MILLISECONDS)
-        except (RedisError, OSError, TimeoutError) as error:
+                async with asyncio.timeout(WAIT_MILLISECONDS / 1000 + seconds):
+                    found = await one.wait(copies, WAIT_MILLISECONDS)
+        except BROKEN as error:
             if answer is None:
                 raise
             self.failures += 1
