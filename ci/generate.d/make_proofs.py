@@ -27,7 +27,8 @@ TAIL = """## Not proven
 
 * Engines of the production patterns are the simulator, GPUs and RDMA devices are figures in a node's status: nothing
   here says that real vLLM starts on real GPUs with these values. Real vLLM runs on processors only (stage `vllm`).
-* NetworkPolicies are read as the Kubernetes API defines them. No network plug-in enforced them in a test.
+* Who enforces NetworkPolicies in the test is the local cluster's [own enforcer](local-cluster.md#policies). No network
+  plug-in of a cloud or of another project was asked.
 * How a Grafana draws the panels. The queries are asked of a Prometheus, the pictures are drawn from its answers.
 * Kinds of other projects whose definitions are not to be had: [recipes](recipes/README.md#not-proven).
 """
@@ -39,6 +40,7 @@ STAGES = {
     "tests/dashboards": "dashboards",
     "tests/images": "images",
     "tests/package": "images",
+    "tests/policies": "profiles",
     "tests/profiles": "profiles",
     "tests/recipes": "recipes",
     "tests/rules": "rules",

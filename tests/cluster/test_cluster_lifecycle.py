@@ -36,10 +36,11 @@ def test_a_second_up_changes_nothing(running: Cluster) -> None:
 
 def test_down_leaves_nothing_and_disturbs_no_other_cluster(running: Cluster, fresh: Cluster) -> None:
     neighbour, before = running.pids(), everything()
-    fresh.run("up", "--backend", "built")
+    fresh.run("up", "--backend", "built", "--policies")
     own = namespaces_of(fresh.name)
     assert fresh.status()["pods"] != running.status()["pods"], "clusters side by side have their own addresses"
     assert len(own) == 3, "two nodes and a control plane have a network each"
+    assert {"policies.node-0", "policies.node-1"} <= fresh.pids().keys(), "what can be asked for is taken away, too"
     assert traces({fresh.name}), "a running cluster is seen by the very look that must find nothing afterwards"
 
     fresh.run("down")
@@ -149,5 +150,7 @@ def test_a_name_that_cannot_be_a_path_or_a_group_is_refused(name: str, as_root: 
 def test_a_running_cluster_is_not_turned_into_another(running: Cluster) -> None:
     ended, _, said = running.attempt("up", "--context", "other")
     assert (ended, "run `down` first" in said) == (1, True)
+    ended, _, said = running.attempt("up", "--policies")
+    assert (ended, "exists without --policies" in said) == (1, True)
     ended, _, said = running.attempt("node-kill", "node-9")
     assert (ended, "there are node-0, node-1" in said) == (1, True)

@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from llmfleet_cluster import built, cgroups, images, network, outside, processes, store
+from llmfleet_cluster import built, cgroups, cli, images, network, outside, processes, store
 from llmfleet_cluster.layout import CONTROL_PLANE, LONGEST_FOLDER, SLOTS, Layout, check_folder, node_names
 from llmfleet_cluster.shell import ClusterError
 
@@ -232,6 +232,19 @@ def test_a_kind_cluster_is_created_loaded_and_deleted(tmp_path: Path, monkeypatc
         "podman delete cluster",
     ]
     assert not store.folder_of("mine").exists()
+
+
+def test_only_a_cluster_of_ours_is_asked_to_let_policies_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*words: str) -> store.Record:
+        return cli.new_record(cli.parser().parse_args(["up", "--policies", *words]))
+
+    assert asked("--backend", "built").policies
+    fake(tmp_path / "bin", "docker", "echo 27.0")
+    monkeypatch.setattr(outside, "PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr("llmfleet_cluster.shell.PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    for words in ([], ["--context", "mine"]):
+        with pytest.raises(ClusterError, match="--policies is for clusters built here"):
+            asked(*words)
 
 
 def test_images_are_not_loaded_into_somebody_elses_cluster() -> None:

@@ -1,7 +1,7 @@
-"""Objects a cluster starts with: what CoreDNS may read, and metrics-server's API.
+"""Objects a cluster starts with: what CoreDNS and who enforces policies may read, and metrics-server's API.
 
-Pure: manifests and the paths they are applied to. Both programs run beside the apiserver, not in pods, so a
-node's loss takes neither names nor figures away.
+Pure: manifests and the paths they are applied to. CoreDNS and metrics-server run beside the apiserver, not in pods, so
+a node's loss takes neither names nor figures away.
 """
 
 import base64
@@ -19,7 +19,7 @@ SYSTEM = "/namespaces/kube-system"
 
 def manifests(layout: Layout) -> list[tuple[str, dict[str, Any]]]:
     """Return (API path, object) in the order in which they are applied."""
-    return [*coredns_access(), *metrics_access(), *metrics_service(layout), metrics_api(layout)]
+    return [*coredns_access(), *policies_access(), *metrics_access(), *metrics_service(layout), metrics_api(layout)]
 
 
 def coredns_access() -> list[tuple[str, dict[str, Any]]]:
@@ -29,6 +29,15 @@ def coredns_access() -> list[tuple[str, dict[str, Any]]]:
         {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
     ]
     return [role("system:coredns", rules), binding("system:coredns", "system:coredns")]
+
+
+def policies_access() -> list[tuple[str, dict[str, Any]]]:
+    """Let the nodes' enforcers read what policies speak of; none runs unless `up --policies` asked for it."""
+    rules = [
+        {"apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": ["list", "watch"]},
+        {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": ["list", "watch"]},
+    ]
+    return [role("system:policies", rules), binding("system:policies", "system:policies")]
 
 
 def metrics_access() -> list[tuple[str, dict[str, Any]]]:

@@ -8,6 +8,7 @@ import json
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 from . import pki
@@ -15,16 +16,18 @@ from .layout import Layout
 from .shell import ClusterError
 
 TIMEOUT_SECONDS = 30.0
+# The server ends a watch before this side would take its silence for a broken connection.
+WATCH_SECONDS, SILENCE_SECONDS = 240, 300.0
 FIELD_MANAGER = "llmfleet-cluster"
 
 
 class ApiClient:
-    """An administrator's connection to one cluster."""
+    """A user's connection to one cluster, an administrator's unless said otherwise."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, user: str = "admin") -> None:
         self._server = layout.server
         self._tls = ssl.create_default_context(cafile=str(pki.certificate(layout, "ca")))
-        self._tls.load_cert_chain(pki.certificate(layout, "admin"), pki.key(layout, "admin"))
+        self._tls.load_cert_chain(pki.certificate(layout, user), pki.key(layout, user))
 
     def problem(self) -> str | None:
         """Say why the apiserver is not ready, or return None."""
@@ -42,6 +45,17 @@ class ApiClient:
             return json.loads(self._call("GET", path))
         except OSError:
             return None
+
+    def list(self, path: str) -> Any:
+        """Read a list; the caller handles whatever stands in the way."""
+        return json.loads(self._call("GET", path))
+
+    def watch(self, path: str, version: str) -> Iterator[Any]:
+        """Yield what changes in a list after a version of it, until the server ends the watch."""
+        query = f"?watch=true&resourceVersion={version}&timeoutSeconds={WATCH_SECONDS}"
+        request = urllib.request.Request(self._server + path + query)
+        with urllib.request.urlopen(request, timeout=SILENCE_SECONDS, context=self._tls) as answer:
+            yield from map(json.loads, answer)
 
     def delete(self, path: str) -> None:
         """Delete an object; one that is already gone is fine."""

@@ -36,7 +36,7 @@ def up(name: str, record: Record, count: int | None) -> None:
     debian.require_root()
     if problem := check_folder(folder_of(name)):
         raise ClusterError(problem)
-    debian.ensure()
+    debian.ensure(record.policies)
     binaries = tools()
     record, surplus = settle(name, record, count)
     layout = layout_of(name, record)
@@ -157,8 +157,8 @@ def start_nodes(layout: Layout, broken: Sequence[str], archives: Sequence[str], 
     for archive in [pause, *(Path(path) for path in archives if Path(path).exists())]:
         images.load(layout, broken, archive)
     for node in broken:
-        processes.ensure(layout, nodes.kubelet(layout, node, binaries))
-        processes.ensure(layout, controlplane.kube_proxy(layout, binaries, node))
+        for spec in nodes.programs(layout, node, binaries):
+            processes.ensure(layout, spec)
 
 
 def start_helpers(layout: Layout, binaries: Binaries) -> bool:
@@ -179,6 +179,8 @@ def problem(layout: Layout, client: ApiClient, wanted: Mapping[str, str]) -> str
     waiting = [name for name, since in wanted.items() if name not in found or not ready(found[name], since)]
     if waiting:
         return f"{', '.join(waiting)} not Ready"
+    if open_nodes := [node for node in wanted if not policies_count(layout, node)]:
+        return f"no policy counts yet on {', '.join(open_nodes)}"
     if client.get("/api/v1/namespaces/default/serviceaccounts/default") is None:
         return "the default service account does not exist yet"
     return None
@@ -189,6 +191,11 @@ def ready(node: Mapping[str, Any], since: str = "") -> bool:
     conditions = node["status"].get("conditions", [])
     words = [condition for condition in conditions if condition["type"] == "Ready"]
     return any(word["status"] == "True" and word["lastHeartbeatTime"] >= since for word in words)
+
+
+def policies_count(layout: Layout, node: str) -> bool:
+    """Tell whether a node's packet filter holds what policies say; it need not where nobody asked for that."""
+    return not layout.policies or layout.policies_in_force(node).exists()
 
 
 def utc_now() -> str:
@@ -214,14 +221,16 @@ def start_node(name: str, record: Record, node: str) -> None:
     since, client = utc_now(), ApiClient(layout)
     nodes.start_runtime(layout, node)
     start_nodes(layout, [node], record.archives, binaries)
-    wait_for(node, lambda: node_problem(client, node, since), seconds=READY_SECONDS)
+    wait_for(node, lambda: node_problem(layout, client, node, since), seconds=READY_SECONDS)
     say(f"{node}: Ready")
 
 
-def node_problem(client: ApiClient, node: str, since: str) -> str | None:
+def node_problem(layout: Layout, client: ApiClient, node: str, since: str) -> str | None:
     """Say what is missing until one node takes pods."""
     answer = client.get(f"/api/v1/nodes/{node}")
-    return None if answer and ready(answer, since) else "not Ready"
+    if not answer or not ready(answer, since):
+        return "not Ready"
+    return None if policies_count(layout, node) else "no policy counts yet"
 
 
 def checked(name: str, record: Record, node: str) -> Layout:

@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from . import built, images, outside, status
@@ -47,6 +48,9 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--backend", choices=("kind", "built"), help="do not choose; default kind if Docker or Podman answers"
+    )
+    command.add_argument(
+        "--policies", action="store_true", help="make NetworkPolicies count (clusters built on this machine only)"
     )
     add(commands, "down", down, "remove the cluster and everything it left on this machine")
     command = add(commands, "load", load, "load image archives into every node")
@@ -104,8 +108,10 @@ def up(arguments: argparse.Namespace) -> int:
 def new_record(arguments: argparse.Namespace) -> Record:
     """Choose where a new cluster comes from."""
     if arguments.backend == "built" and not arguments.context:
-        return Record(backend="built", why="--backend built was given")
-    record = outside.choose(arguments.context)
+        return Record(backend="built", why="--backend built was given", policies=arguments.policies)
+    record = replace(outside.choose(arguments.context), policies=arguments.policies)
+    if record.policies and record.backend != "built":
+        raise ClusterError(f"--policies is for clusters built here (--backend built), and {record.why}")
     if arguments.backend and arguments.backend != record.backend:
         raise ClusterError(f"--backend {arguments.backend} is not possible: {record.why}")
     return record
@@ -118,6 +124,8 @@ def refuse_change(name: str, record: Record, arguments: argparse.Namespace) -> N
         raise ClusterError(
             f"{name!r} exists as {record.backend} ({record.why}); run `down` first or use another --name"
         )
+    if arguments.policies and not record.policies:
+        raise ClusterError(f"{name!r} exists without --policies; run `down` first or use another --name")
 
 
 def connect(name: str, record: Record, count: int | None) -> None:

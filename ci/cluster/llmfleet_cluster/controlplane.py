@@ -143,8 +143,7 @@ def kube_proxy(layout: Layout, binaries: Binaries, member: str) -> Spec:
         f"--bind-address={layout.address(member)}",
         f"--cluster-cidr={layout.pods}",
         "--proxy-mode=iptables",
-        # Answers come back the way the question went, also when the host asks and the pod is on any node.
-        "--masquerade-all",
+        *masquerading(layout, member),
         "--iptables-min-sync-period=200ms",
         # The namespace does not own these kernel settings.
         "--conntrack-max-per-core=0",
@@ -159,6 +158,14 @@ def kube_proxy(layout: Layout, binaries: Binaries, member: str) -> Spec:
         inputs=(credentials,),
         prefix=inside(layout, member),
     )
+
+
+def masquerading(layout: Layout, member: str) -> list[str]:
+    """Answers come back the way the question went, also when the host asks and the pod is on any node.
+
+    Policies ask which pod a packet comes from, so with them nodes leave pods' addresses as they are.
+    """
+    return [] if layout.policies and member != CONTROL_PLANE else ["--masquerade-all"]
 
 
 def coredns(layout: Layout, binaries: Binaries) -> Spec:

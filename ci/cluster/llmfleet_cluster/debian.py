@@ -22,13 +22,16 @@ PROGRAMS = {
     "unshare": "util-linux",
     "mount": "mount",
 }
+# Only for clusters on which policies count.
+POLICY_PROGRAMS = {"nft": "nftables"}
 PLUGINS = "containernetworking-plugins"
 INSTALL_SECONDS = 600.0
 
 
-def missing_packages() -> list[str]:
+def missing_packages(policies: bool = False) -> list[str]:
     """Return the packages whose programs are not there."""
-    missing = {package for program, package in PROGRAMS.items() if shutil.which(program, path=PATH) is None}
+    wanted = {**PROGRAMS, **(POLICY_PROGRAMS if policies else {})}
+    missing = {package for program, package in wanted.items() if shutil.which(program, path=PATH) is None}
     if not any((folder / "bridge").exists() for folder in CNI_FOLDERS):
         missing.add(PLUGINS)
     return sorted(missing)
@@ -45,9 +48,9 @@ def require_root() -> None:
         )
 
 
-def ensure() -> None:
+def ensure(policies: bool = False) -> None:
     """Install what is missing, or say exactly what to install."""
-    packages = missing_packages()
+    packages = missing_packages(policies)
     if not packages:
         return
     if shutil.which("apt-get", path=PATH) is None:

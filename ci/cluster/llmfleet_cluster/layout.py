@@ -27,6 +27,8 @@ class Layout:
     name: str
     slot: int
     folder: Path
+    # Whether NetworkPolicies count.
+    policies: bool = False
 
     @property
     def records(self) -> Path:
@@ -54,6 +56,10 @@ class Layout:
 
     def node_folder(self, node: str) -> Path:
         return self.folder / "nodes" / node
+
+    def policies_in_force(self, node: str) -> Path:
+        """Return the file that says what a node's packet filter was made from."""
+        return self.node_folder(node) / "policies.json"
 
     @property
     def cgroup(self) -> str:

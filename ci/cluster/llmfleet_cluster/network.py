@@ -24,6 +24,10 @@ NAMESPACE_SETTINGS = (
 )
 
 
+# A node that rejects many connections says so each time, not six times and then once a second.
+POLICY_SETTINGS = "; echo 0 > /proc/sys/net/ipv4/icmp_ratemask"
+
+
 def inside(layout: Layout, member: str) -> tuple[str, ...]:
     """Return the prefix that runs a command in a member's network."""
     return ("nsenter", f"--net={layout.namespace(member)}")
@@ -56,7 +60,7 @@ def ensure_namespace(layout: Layout, member: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
     run(["unshare", f"--net={file}", "true"])
-    run([*inside(layout, member), "sh", "-c", NAMESPACE_SETTINGS])
+    run([*inside(layout, member), "sh", "-c", NAMESPACE_SETTINGS + (POLICY_SETTINGS if layout.policies else "")])
 
 
 def holds(layout: Layout, member: str, pid: int) -> bool:

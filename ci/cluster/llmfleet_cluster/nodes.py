@@ -1,4 +1,4 @@
-"""A node: a network namespace, a mount namespace, containerd, a kubelet and a kube-proxy.
+"""A node: a network namespace, a mount namespace, containerd, a kubelet, a kube-proxy, and an enforcer of policies.
 
 In: a Layout, a node's name, paths of binaries. Out: a node that registers itself, or one whose power is
 cut. The mount namespace is private and covers the host's PRIVATE_FOLDERS with memory, so every mount, socket
@@ -8,6 +8,7 @@ and link a node makes vanishes with its last process, and two nodes never meet o
 import json
 import shutil
 import socket
+import sys
 from pathlib import Path
 
 from . import cgroups, network, pki, processes
@@ -17,6 +18,7 @@ from .processes import Spec
 from .shell import attempt, wait_for
 from .store import write_file
 
+ENFORCER = Path(__file__).resolve().parents[1] / "enforcer"
 PAUSE_IMAGE = "localhost/llmfleet/pause:1"
 SOCKET = "/run/containerd/containerd.sock"
 CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"), Path("/usr/libexec/cni"))
@@ -61,9 +63,28 @@ def kubelet(layout: Layout, node: str, binaries: Binaries) -> Spec:
     )
 
 
+def enforcer(layout: Layout, node: str) -> Spec:
+    """Describe what makes NetworkPolicies count on a node."""
+    own = Path(__file__).parent
+    return Spec(
+        name=f"policies.{node}",
+        argv=(str(ENFORCER), layout.name, str(layout.slot), str(layout.folder), node),
+        cgroup=f"{layout.member_cgroup(node)}/system",
+        inputs=(pki.certificate(layout, "policies"), own / "enforcer.py", own / "policies.py"),
+        # The interpreter of this very command, whichever `python3` comes first on somebody's PATH.
+        prefix=(*network.inside(layout, node), sys.executable),
+    )
+
+
+def programs(layout: Layout, node: str, binaries: Binaries) -> list[Spec]:
+    """Describe what a node runs once containerd serves, in the order in which it starts."""
+    usual = [kubelet(layout, node, binaries), kube_proxy(layout, binaries, node)]
+    return [enforcer(layout, node), *usual] if layout.policies else usual
+
+
 def specs(layout: Layout, node: str, binaries: Binaries) -> list[Spec]:
     """Describe everything a node runs, in the order in which it starts."""
-    return [containerd(layout, node), kubelet(layout, node, binaries), kube_proxy(layout, binaries, node)]
+    return [containerd(layout, node), *programs(layout, node, binaries)]
 
 
 def joined(layout: Layout, node: str) -> tuple[str, ...]:
@@ -193,6 +214,7 @@ def kubelet_timing() -> dict[str, object]:
 def start_runtime(layout: Layout, node: str) -> None:
     """Start containerd; a node of which any process is missing loses its power first."""
     configure(layout, node)
+    layout.policies_in_force(node).unlink(missing_ok=True)
     cgroups.ensure(f"{layout.member_cgroup(node)}/pods")
     for covered in PRIVATE_FOLDERS:
         # Left in place by `down`: removing a folder would unmount what another cluster's nodes have there.

@@ -26,6 +26,7 @@ USERS = {
     "kube-proxy": ("system:kube-proxy", ""),
     "coredns": ("system:coredns", ""),
     "metrics-server": ("system:metrics-server", ""),
+    "policies": ("system:policies", ""),
     "kubelet-client": ("llmfleet:kubelet-client", "system:masters"),
     "front-proxy": ("front-proxy", ""),
 }

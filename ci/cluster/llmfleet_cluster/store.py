@@ -29,6 +29,7 @@ class Record:
     slot: int = 0
     context: str = ""
     archives: tuple[str, ...] = ()
+    policies: bool = False
 
 
 def state_folder() -> Path:
@@ -52,7 +53,8 @@ def cache_folder() -> Path:
 
 
 def layout_of(name: str, record: Record | None) -> Layout:
-    return Layout(name=name, slot=record.slot if record else 0, folder=folder_of(name))
+    slot, policies = (record.slot, record.policies) if record else (0, False)
+    return Layout(name=name, slot=slot, folder=folder_of(name), policies=policies)
 
 
 def read_record(name: str) -> Record | None:
