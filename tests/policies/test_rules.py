@@ -12,6 +12,9 @@ import pytest
 from llmfleet_cluster import debian, enforcer
 from llmfleet_cluster.policies import Opening, World, openings, script
 
+from charts import matrix, mutants
+from charts.reachability import Place, may_connect
+
 WEB = [{"name": "http", "containerPort": 8080}, {"name": "dns", "containerPort": 53, "protocol": "UDP"}]
 ANY = Opening()
 
@@ -179,6 +182,46 @@ def test_the_packet_filter_takes_every_kind_of_rule(packet_filter: None) -> None
     done = subprocess.run([*command, "filter", text], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("chain ") == 1 + 2 * 2, "one for each pod of the node, and direction, and the way there"
+
+
+def test_both_readings_of_the_api_agree_on_the_charts_policies_and_their_mutants() -> None:
+    places, policies = matrix.world()
+    asked = matrix.cells(places)
+    for title, given in [("as they are", policies), *mutants.coarse(policies)]:
+        evaluated = {cell for cell in asked if may_connect(given, places[cell[0]], places[cell[1]], cell[2], cell[3])}
+        assert come_about(asked, places, given) == evaluated, title
+
+
+def come_about(asked: Sequence[matrix.Cell], places: Mapping[str, Place], policies: Sequence[Any]) -> set[matrix.Cell]:
+    """The connections that the enforcer would let through at both ends."""
+    pods = {name: pod_at(place, number) for number, (name, place) in enumerate(places.items())}
+    names = {place.namespace for place in places.values()}
+    namespaces = [{"metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}}} for name in names]
+    listed = [pod for pod in pods.values() if pod["metadata"]["namespace"]]
+    given = World(pods=listed, namespaces=namespaces, policies=policies)
+    out, into = ({name: openings(pods[name], way, given) for name in pods} for way in ("Egress", "Ingress"))
+    return {
+        cell
+        for cell in asked
+        if lets(out[cell[0]], pods[cell[1]], cell[2], cell[3]) and lets(into[cell[1]], pods[cell[0]], cell[2], cell[3])
+    }
+
+
+def pod_at(place: Place, number: int) -> Any:
+    """A pod of a place."""
+    ports = [{"name": name, "containerPort": port} for name, port in place.ports.items()]
+    containers = [{"name": "one", "ports": ports}]
+    return pod(str(number), f"10.1.0.{number}", place.namespace, labels=place.labels, spec={"containers": containers})
+
+
+def lets(found: Sequence[Opening] | None, other: Any, port: int, protocol: str) -> bool:
+    """Whether one of the openings is for an address and port; without a policy everything is let through."""
+    return found is None or any(
+        one.protocol in ("", protocol.lower())
+        and one.ports in ("", str(port))
+        and (one.addresses is None or within(other["status"]["podIP"], one))
+        for one in found
+    )
 
 
 def test_what_is_in_force_is_told_by_versions_and_addresses() -> None:

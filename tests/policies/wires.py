@@ -23,7 +23,7 @@ from typing import TypeVar
 Made = TypeVar("Made")
 CLONE_NEWNET = 0x40000000
 # Long after any answer: what says nothing by then is a finding of its own, and neither open nor rejected.
-SILENCE_SECONDS = 30.0
+SILENCE_SECONDS = 120.0
 ASK_AGAIN_SECONDS = 1.0
 OPEN, REJECTED, SILENT = "open", "rejected", "silent"
 # What a packet filter's `admin-prohibited` becomes.

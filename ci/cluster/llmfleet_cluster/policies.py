@@ -38,10 +38,9 @@ class World:
     namespaces: Sequence[Object]
     policies: Sequence[Object]
 
-    @property
-    def labels(self) -> dict[str, Mapping[str, str]]:
-        """Labels of each namespace."""
-        return {one["metadata"]["name"]: one["metadata"].get("labels") or {} for one in self.namespaces}
+    def labels_of(self, namespace: str) -> Mapping[str, str]:
+        """Return the labels of a namespace."""
+        return next((labels(one) for one in self.namespaces if one["metadata"]["name"] == namespace), {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +153,7 @@ def is_peer(policy: Object, peer: Object, pod: Object, world: World) -> bool:
     """Both selectors of a peer must match; without one for namespaces it is about the policy's own."""
     namespace = pod["metadata"]["namespace"]
     if peer.get("namespaceSelector") is not None:
-        inside = matches(peer["namespaceSelector"], world.labels.get(namespace, {}))
+        inside = matches(peer["namespaceSelector"], world.labels_of(namespace))
     else:
         inside = namespace == policy["metadata"]["namespace"]
     return inside and matches(peer.get("podSelector") or {}, labels(pod))
