@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from llmfleet.router.jobs.primary.agree import NoPrimary, Primary, Said, agreed, needed_copies, said_of
+from llmfleet.router.jobs.primary.agree import Primary, Said, agreed, needed_copies, said_of
+from llmfleet.router.jobs.troubles import Unavailable
 
 A, B, C = "10.0.0.1:6379", "10.0.0.2:6379", "10.0.0.3:6379"
 
@@ -51,7 +52,7 @@ def test_a_majority_names_the_primary_and_who_could_take_its_place(case, answers
     ],
 )
 def test_less_than_a_majority_is_no_primary_and_the_reason_is_said(case, answers, reason):
-    with pytest.raises(NoPrimary) as refused:
+    with pytest.raises(Unavailable) as refused:
         agreed(answers)
     assert str(refused.value).startswith(reason), case
 

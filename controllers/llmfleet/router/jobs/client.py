@@ -34,10 +34,10 @@ from llmfleet.router.jobs.entry import (
     claim_of,
     view_of,
 )
-from llmfleet.router.jobs.primary.agree import NoPrimary, Primary, needed_copies
-from llmfleet.router.jobs.primary.client import CONNECT_SECONDS, Source
+from llmfleet.router.jobs.primary.agree import Primary, needed_copies
+from llmfleet.router.jobs.primary.client import CONNECT_SECONDS, Source, reason_of
 from llmfleet.router.jobs.rules import MAX_ATTEMPTS
-from llmfleet.router.jobs.troubles import Doubtful, Unavailable, reason_of
+from llmfleet.router.jobs.troubles import Doubtful, Unavailable
 from llmfleet.router.limits import Queue, Redis
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class Store:
                 pause = BACKOFF_SECONDS[0]
                 await ready()
                 await self._listen(heard)
-            except (RedisError, OSError, TimeoutError, ValueError, Unavailable, NoPrimary) as error:
+            except (RedisError, OSError, TimeoutError, ValueError, Unavailable) as error:
                 self._lost(reason_of(error))
             except Exception:  # a fault of ours, or words on the channel that nobody of us wrote: jobs go on after it
                 log.exception("the connection to redis was given up")

@@ -1,7 +1,7 @@
 """Which server is the primary, and how many replicas could take its place, by what a majority of the Sentinels says.
 
 In: what each Sentinel says, or why it says nothing; what the primary says of its replicas. Out: `Primary`, or
-`NoPrimary` with the reason in words, and how many copies outlive any failover. Less than a majority is not believed:
+`Unavailable` with the reason in words, and how many copies outlive any failover. Less than a majority is not believed:
 the others may have made another server the primary. It never asks anybody anything.
 """
 
@@ -13,13 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from llmfleet.router.jobs.troubles import Unavailable
+
 SILENT_SECONDS: Final = 5
 """Sentinels promote no replica that was silent for longer."""
 _REPLICA: Final = re.compile(r"slave\d+")
-
-
-class NoPrimary(Exception):
-    """There is no server that jobs may be written to; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +63,7 @@ def agreed(answers: Sequence[Said | str]) -> Primary:
     said = [one for one in answers if isinstance(one, Said)]
     silent = [one for one in answers if isinstance(one, str)]
     if 2 * len(said) <= len(answers):
-        raise NoPrimary(f"{len(silent)} of {len(answers)} Sentinels say nothing: {silent[0]}")
+        raise Unavailable(f"{len(silent)} of {len(answers)} Sentinels say nothing: {silent[0]}")
     votes = Counter(one.address for one in said if not one.down)
     address, count = votes.most_common(1)[0] if votes else ("", 0)
     if 2 * count > len(answers):
@@ -73,8 +71,8 @@ def agreed(answers: Sequence[Said | str]) -> Primary:
         return Primary(address=address, replicas=len(replicas - {address}))
     down = [one.address for one in said if one.down]
     if down:
-        raise NoPrimary(f"{len(down)} of {len(answers)} Sentinels take the primary {down[0]} for down")
-    raise NoPrimary("the Sentinels do not agree which server is the primary")
+        raise Unavailable(f"{len(down)} of {len(answers)} Sentinels take the primary {down[0]} for down")
+    raise Unavailable("the Sentinels do not agree which server is the primary")
 
 
 def needed_copies(primary: Primary, info: Mapping[str, Any]) -> int:

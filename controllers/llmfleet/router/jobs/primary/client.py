@@ -1,7 +1,7 @@
 """Finds the server that keeps the jobs, and makes connections to it.
 
 In: settings. Out: `Primary`, by the address that is written there or by what the Sentinels say now, and a client for
-it. A client is for one server only: nothing here follows a primary, so that what is written to one server is never
+it; and in a few words, what stands in the way of either. A client is for one server only: nothing here follows a primary, so that what is written to one server is never
 followed by something written to another. Passwords are read when a `Source` is made, which is at every connect.
 """
 
@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 import redis.asyncio as redis
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
 
 from llmfleet.router.jobs.primary.agree import Primary, Said, agreed, said_of
+from llmfleet.router.jobs.troubles import Unavailable
 from llmfleet.router.limits import Redis
 
 CONNECT_SECONDS: Final = 1.0
@@ -49,7 +50,7 @@ class Source:
         return {"ssl_ca_certs": self._settings.ca_file} if tls and self._settings.ca_file else {}
 
     async def find(self) -> Primary:
-        """Return the primary of now; raises `NoPrimary`."""
+        """Return the primary of now; raises `Unavailable`."""
         if self._settings.url:
             return Primary(address=urlsplit(self._settings.url).netloc)
         return agreed(await asyncio.gather(*map(self._ask, self._sentinels.sentinels)))
@@ -88,3 +89,20 @@ def _account(username: str, password_file: str) -> dict[str, Any]:
 def _parts(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def reason_of(error: BaseException) -> str:
+    """Say in a few words what stands in the way; never an address with a password, as there is none in it."""
+    if isinstance(error, Unavailable):
+        return str(error)
+    if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
+        return "Redis does not answer in time"
+    if isinstance(error, ReadOnlyError):
+        return "this Redis became a replica"
+    if isinstance(error, AuthenticationError):
+        return "Redis refuses the password"
+    if isinstance(error, ResponseError):
+        return f"Redis refuses: {' '.join(str(error).split()[:12])}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return "Redis cannot be reached"
