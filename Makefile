@@ -119,4 +119,4 @@ simulate-report: setup ## The autoscaler and its peers over public traces (TRACE
 
 .PHONY: test-chart
 test-chart: ## All proofs of charts, profiles, recipes, alerts and dashboards; docs/proofs.md lists them
-	@ci/check tools charts recipes rules dashboards profiles
+	@ci/check tools charts recipes rules dashboards policies profiles
