@@ -106,8 +106,8 @@ def one_case(case: Case, inject: Injector, world: World, incident: Incident) -> 
             bed.create(victim, spec(world, case), fleet=model)
             eventually(partial(loading, bed, victim), 120, lambda: bed.why(model))
         before, pod = bed.uids(victim), bed.ranks(victim)[case.rank]
-        begin = incident.note(f"{victim}: rank {case.rank} is lost")
         with inject(pod["metadata"]["uid"], "serve"):
+            begin = incident.note(f"{victim}: rank {case.rank} is lost")  # it may take a while to run out of memory
             if case.phase == "idle":
                 settled(5)
                 load = stack.enter_context(loop())
