@@ -276,7 +276,7 @@ def play(world: World, incident: Incident) -> None:
     ):
         before = uids(world)
         restarts = world.restarts()
-        with open_loop(world.bed.router_url(), "timed", 6, 160, reconnect=TWICE) as load:
+        with open_loop(world.bed.router_url(), "timed", 3, 160, reconnect=TWICE) as load:
             jobs = under_wrong_clocks(world, incident, clocks, leaders)
             settled(3)
         judge_instances(world, incident, before, restarts)
@@ -309,7 +309,7 @@ def under_wrong_clocks(world: World, incident: Incident, clocks: Clocks, leaders
     incident.note("the leading operator and the autoscaler are an hour ahead, the other operator and a router behind")
     waiting = threading.Thread(target=expiring.follow)
     waiting.start()
-    with asking(jobs, 2):
+    with asking(jobs, 1):
         settled(15)
         incident.expect(skew(world, leader) > HOUR / 2, "the leader's clock is right: nothing was tested")
         come_and_go(world, incident, "timed-3", "timed-1")

@@ -30,7 +30,7 @@ from llmfleet_cluster.layout import CONTROL_PLANE, Layout, node_names
 
 MANAGER = "kube-controller-manager"
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
-TOKEN = "root/var/run/secrets/kubernetes.io/serviceaccount"
+TOKEN = "root/run/secrets/kubernetes.io/serviceaccount"
 WAIT = 300.0
 
 

@@ -20,8 +20,8 @@ from faults_long.node_power import kinds, none_offered, where
 from faults_long.scenario import Scenario
 from faults_long.world import ROUTERS, World, among, settled
 
-RATE, TOKENS = 8.0, 160  # requests a second, of 8 s each
-LONG_RATE, LONG_TOKENS = 0.4, 1000  # those that no notice is long enough for: 50 s
+RATE, TOKENS = 3.0, 160  # requests a second, of 8 s each
+LONG_RATE, LONG_TOKENS = 0.2, 1000  # those that no notice is long enough for: 50 s
 TWICE = Reconnect(times=2)
 PATIENT = Reconnect(times=3)
 NOTICE = 30.0
