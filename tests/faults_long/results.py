@@ -11,10 +11,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 BEGIN, END = "<!-- faults-long: begin -->", "<!-- faults-long: end -->"
 ROW = 3
+WIDTH = 140  # of what happened in a timeline: whole messages of others are in the result file
 Found = dict[str, Any]
 Runs = Sequence[Found]
 
@@ -94,7 +96,7 @@ def incident(runs: Runs) -> str:
         "",
         "```",
     ]
-    lines += [f"{step['second']:7.1f} s  {step['what']}" for step in one["timeline"]]
+    lines += [f"{step['second']:7.1f} s  {shorten(step['what'], WIDTH)}" for step in one["timeline"]]
     lost = [line for value in one["figures"].values() if not figure(value) for line in value]
     lines += [f"lost: {line}" for line in lost]
     return "\n".join([*lines, "```", "</details>", ""])
