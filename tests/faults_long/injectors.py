@@ -21,12 +21,12 @@ from faults.ground import end_now, processes_of
 Injector = Callable[[str, str], AbstractContextManager[object]]
 CGROUPS = Path("/sys/fs/cgroup")
 EVERYTHING = ""  # every process of a pod but the one that holds its network
-# It joins the rank's control group, exempt from the killer, and takes memory until the rank is gone. It never takes
-# more than a limit that no engine of these tests has, so that a missing limit cannot cost the machine.
+# It joins the rank's control group and takes memory until the rank is gone: the kernel kills the container's process
+# first, whose score the kubelet has raised. It never takes more than a limit that no engine of these tests has, so that
+# a missing limit cannot cost the machine.
 EATER = """
 import os, sys, time
 group, victims, most = sys.argv[1], [int(word) for word in sys.argv[3:]], int(sys.argv[2])
-open("/proc/self/oom_score_adj", "w").write("-1000")
 open(group + "/cgroup.procs", "w").write(str(os.getpid()))
 def alive(pid):
     try:

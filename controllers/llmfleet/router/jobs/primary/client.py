@@ -1,8 +1,9 @@
 """Finds the server that keeps the jobs, and makes connections to it.
 
 In: settings. Out: `Primary`, by the address that is written there or by what the Sentinels say now, and a client for
-it; and in a few words, what stands in the way of either. A client is for one server only: nothing here follows a primary, so that what is written to one server is never
-followed by something written to another. Passwords are read when a `Source` is made, which is at every connect.
+it; and in a few words, what stands in the way of either. A client is for one server only: nothing here follows a
+primary, so that what is written to one server is never followed by something written to another. Passwords are read
+when a `Source` is made, which is at every connect.
 """
 
 from __future__ import annotations
