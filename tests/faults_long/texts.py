@@ -13,11 +13,27 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import aiohttp
 
-from e2e.load import COMPLETE, ERROR_EVENT, RESET, SILENT, STATUS, Load, Outcome, connector, how_it_broke, kept
+from e2e.load import (
+    COMPLETE,
+    ERROR_EVENT,
+    RESET,
+    SILENT,
+    STATUS,
+    Load,
+    Outcome,
+    Reconnect,
+    connector,
+    how_it_broke,
+    kept,
+    persistent,
+)
+
+TWICE = Reconnect(times=2)  # as both SDKs do by default
 
 
 @dataclass
@@ -81,8 +97,8 @@ class Texts:
         begin, prompts, tasks = time.monotonic(), list(self.known), set[asyncio.Task[Outcome]]()
         async with connector() as session:
             while not stop.is_set():
-                request = self.ask(session, prompts[load.sent % len(prompts)], streamed=load.sent % 2 == 0)
-                tasks.add(task := asyncio.create_task(kept(load, request)))
+                ask = partial(self.ask, session, prompts[load.sent % len(prompts)], load.sent % 2 == 0)
+                tasks.add(task := asyncio.create_task(kept(load, persistent(ask, TWICE))))
                 task.add_done_callback(tasks.discard)
                 load.sent += 1
                 await asyncio.sleep(max(0.0, begin + load.sent / rate - time.monotonic()))
