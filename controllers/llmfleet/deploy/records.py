@@ -77,6 +77,8 @@ class Records:
     members: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     """Rank -> pod UID and container restarts of the ranks that passed the start gate together."""
     incident: Incident | None = None
+    torn_since: datetime | None = None
+    """Since when some ranks are past the start gate and others are not."""
     restarts: int = 0
     streak: int = 0
     """Restarts since the group was last Ready for ten minutes."""
@@ -133,7 +135,7 @@ NESTED: Final[Mapping[str, Any]] = {
     "canary": Figures,
     "rest": Figures,
 }
-TIMES: Final = frozenset({"since", "last_restart", "backed_off"})
+TIMES: Final = frozenset({"since", "torn_since", "last_restart", "backed_off"})
 
 
 def decode(kind: Any, raw: Mapping[str, Any]) -> Any:

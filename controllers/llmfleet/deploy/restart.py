@@ -58,11 +58,13 @@ class Step:
 
 def next_step(instance: Instance, lifecycle: Lifecycle, now: datetime) -> Step:
     """Open, carry on or close the incident, or write down who belongs to the group."""
-    records = instance.records
+    records = replace(instance.records, torn_since=torn_since(instance, now))
+    instance = replace_records(instance, records)
     if records.incident is None:
         incident = detect(instance, now)
         if incident is None:
-            return Step(records=remember(instance, now))
+            again = records.torn_since + TORN_AFTER if records.torn_since else None
+            return Step(records=remember(instance, now), again=again)
         records = replace(records, incident=incident)
     return carry_on(replace_records(instance, records), lifecycle, now)
 
@@ -122,13 +124,23 @@ def how_ended(rank: Rank) -> str:
 
 def torn(instance: Instance, now: datetime) -> str | None:
     """A follower is long past the gate and a living rank is not: they are of different generations."""
-    ranks = [rank for rank in instance.ranks.values() if rank.deleting is None]
-    if instance.size == 1 or all(rank.started for rank in ranks):
+    since = instance.records.torn_since
+    if since is None or now - since < TORN_AFTER:
         return None
-    passed = (rank for rank in ranks if rank.started and rank.index > 0)
-    if any(rank.ready_since and now - rank.ready_since > TORN_AFTER for rank in passed):
-        return "some ranks are past the start gate and others are not"
-    return None
+    return "some ranks are past the start gate and others are not"
+
+
+def torn_since(instance: Instance, now: datetime) -> datetime | None:
+    """Since when we have seen a follower past the gate and another rank before it; None while that is not so.
+
+    It is so for a moment at each start, so it counts when it lasts. How long is taken by our own clock: by a kubelet's
+    that is half a minute behind, every start would look as if it had lasted that long.
+    """
+    ranks = [rank for rank in instance.ranks.values() if rank.deleting is None]
+    passed = any(rank.started and rank.ready for rank in ranks if rank.index > 0)
+    if instance.size == 1 or instance.records.incident or not passed or all(rank.started for rank in ranks):
+        return None
+    return min(instance.records.torn_since or now, now)
 
 
 def all_started(instance: Instance) -> bool:
@@ -185,7 +197,7 @@ def remove(ranks: list[Rank], grace: int, now: datetime) -> Iterator[Removal]:
 
 def close(instance: Instance, incident: Incident, now: datetime) -> Step:
     """The old group is gone. An update is no restart; anything else counts once."""
-    fresh = replace(instance.records, incident=None, members=EMPTY, loaded="", warmed="")
+    fresh = replace(instance.records, incident=None, members=EMPTY, loaded="", warmed="", torn_since=None)
     if incident.cause is Cause.UPDATE:
         return Step(records=fresh)
     count = recounted(instance)

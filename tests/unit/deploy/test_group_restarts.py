@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
-from world import World
+from world import World, set_condition
 
 from llmfleet.api.types import Lifecycle
 from llmfleet.deploy.records import Cause, Incident, Records
@@ -250,3 +250,63 @@ def test_an_unschedulable_group_says_what_the_scheduler_says() -> None:
     world.create("a")
     world.run(10)
     assert (world.reason("a"), world.message("a")) == ("Unschedulable", "no node has a free device")
+
+
+def passed_the_gate(world: World, rank: int, *, ready_since: datetime) -> None:
+    """The kubelet of this rank says that it is past the start gate."""
+    pod = world.pod("a", rank)
+    pod["status"]["containerStatuses"][0]["started"] = True
+    world.processes[pod["metadata"]["uid"]].stage = "parked"
+    if rank:
+        set_condition(pod, "Ready", True, ready_since)
+    world.touch(pod)
+
+
+def starting() -> World:
+    """A group of two that is at the start gate; only `passed_the_gate` lets one of them through."""
+    world = World()
+    world.create("a", replicas=2)
+    world.run_gate = lambda name: None  # type: ignore[method-assign]
+    world.run(30, until=lambda: len([pod for pod in world.pods("a") if world.stage(pod) == "gate"]) == 2)
+    return world
+
+
+def test_ranks_that_passed_the_gate_apart_are_recreated_once() -> None:
+    world = starting()
+    passed_the_gate(world, 1, ready_since=world.now)
+    del world.run_gate
+    before = uids(world)
+    world.run(25)
+    assert world.restarts("a") == 0
+    world.run(90, until=lambda: world.restarts("a") == 1 and world.all_serving())
+    assert uids(world)["a-1"] != before["a-1"]
+    world.run(60)
+    assert world.restarts("a") == 1
+
+
+@pytest.mark.parametrize("skew", [timedelta(hours=-1), timedelta(seconds=-31), timedelta(0), timedelta(hours=1)])
+def test_a_kubelet_with_another_clock_costs_no_group_that_starts(skew: timedelta) -> None:
+    """Ranks are seen past the gate some moments after one another; that is no proof of two generations."""
+    world = starting()
+    passed_the_gate(world, 1, ready_since=world.now + skew)
+    world.run(10)
+    assert world.records("a").torn_since is not None
+    passed_the_gate(world, 0, ready_since=world.now)
+    world.run(60)
+    assert (world.restarts("a"), world.records("a").torn_since) == (0, None)
+
+
+@pytest.mark.parametrize("skew", [timedelta(hours=-1), timedelta(hours=1)])
+def test_a_kubelet_with_another_clock_hides_no_torn_group(skew: timedelta) -> None:
+    world = starting()
+    passed_the_gate(world, 1, ready_since=world.now + skew)
+    del world.run_gate
+    world.run(90, until=lambda: world.restarts("a") == 1 and world.all_serving())
+
+
+def test_an_operator_that_restarts_goes_on_counting_how_long_ranks_were_apart() -> None:
+    world = starting()
+    passed_the_gate(world, 1, ready_since=world.now)
+    world.run(20)
+    world.restart_operator()
+    world.run(15, until=lambda: world.records("a").incident is not None)

@@ -14,6 +14,7 @@ NOW = datetime(2026, 1, 1, 12, 30, tzinfo=UTC)
 FULL = Records(
     members={"0": "u1/0", "1": "u2/0"},
     incident=Incident(cause=Cause.LOST_RANK, since=NOW, message="rank 1 is gone", served=True, doomed=("u1",)),
+    torn_since=NOW,
     restarts=3,
     streak=2,
     last_restart=NOW,
