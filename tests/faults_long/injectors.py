@@ -34,11 +34,14 @@ def alive(pid):
     except OSError:
         return False
 taken = []
-while all(map(alive, victims)) and len(taken) < most:
-    taken.append(b"x" * (1 << 20))
+while all(map(alive, victims)) and len(taken) * 8 < most:
+    taken.append(b"x" * (8 << 20))
     time.sleep(0.002)
 """
 MOST_MEBIBYTES = 8192
+# Near its limit a container of real vLLM reads its libraries from disk again and again for minutes before the kernel
+# gives up on it.
+PATIENCE = 900
 
 
 def found(pod_uid: str, word: str) -> list[int]:
@@ -78,7 +81,7 @@ def out_of_memory(pod_uid: str, word: str) -> Iterator[None]:
     handles = {pid: os.pidfd_open(pid) for pid in pids}
     try:
         # What ends the container may end the eater with it, so its own end says nothing.
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
         ended = [pid for pid, handle in handles.items() if is_over(handle)]
     finally:
         for handle in handles.values():
