@@ -2,8 +2,9 @@
 
 In: step-time coefficients, KV tokens, slots, targets. Out: `Capacity`, and how many instances a load needs. Load is
 seconds of step time asked for in a second: 1.0 keeps one instance busy without pause. With a share `rho` of its time
-sold, a step takes `a / (1 - rho)`, so the objective for the time per output token limits `rho` to `1 - a / TPOT`. It
-never looks at what is running.
+sold, a step takes `a / (1 - rho)`, so the objective for the time per output token limits `rho` to `1 - a / TPOT`. An
+engine that only prefills has no such objective: there the size of its steps limits what it can sell. It never looks at
+what is running.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from llmfleet.api.autoscaler import WorkBudget
-from llmfleet.api.types import Spec
+from llmfleet.api.types import Role, Spec
 from llmfleet.capacity.profiles import FALLBACK, PROFILES, StepTime, find_profile
 
 LEAST_RHO: Final = 0.05
@@ -23,6 +24,10 @@ LEARNED_LOW: Final = 0.5
 LEARNED_HIGH: Final = 2.0
 LEARNED_WIDE: Final = 8.0
 """Without a measured profile the first guess may be far off."""
+BUSIEST_PREFILL: Final = 0.85
+"""Of what full steps can compute; prompts do not come evenly, and whoever waits has only the time to first token."""
+PREFILL_TOKENS: Final = 8192
+"""Of a step of an engine that only prefills, unless its template says otherwise: vLLM's default."""
 STEP_SPARE: Final = 0.1
 LEAST_CHUNK: Final = 256
 CHUNK_UNIT: Final = 64
@@ -38,10 +43,15 @@ class Capacity:
     tpot: float
     known: bool
     """False when the coefficients are a guess that learning has to correct."""
+    prefill_tokens: int = 0
+    """Of a full step, where engines only prefill; 0 where they answer."""
 
     @property
     def rho(self) -> float:
-        """Load of one instance at which its time per output token reaches the objective."""
+        """Load of one instance at which its time per output token reaches the objective, or its full steps are busy."""
+        if self.prefill_tokens:
+            full = self.steps.c * self.prefill_tokens
+            return max(LEAST_RHO, BUSIEST_PREFILL * full / (self.steps.a + full))
         return max(LEAST_RHO, 1 - self.steps.a / self.tpot)
 
 
@@ -91,7 +101,13 @@ def build_capacity(spec: Spec, budget: WorkBudget) -> Capacity:
         slots=spec.slots,
         tpot=float(budget.slo.tpot_seconds),
         known=given or profile is not None,
+        prefill_tokens=prefill_tokens(spec) if spec.role is Role.PREFILL else 0,
     )
+
+
+def prefill_tokens(spec: Spec) -> int:
+    """Prompt tokens in one step, as the template has it."""
+    return spec.inference_args.max_num_batched_tokens or PREFILL_TOKENS
 
 
 def scaled(capacity: Capacity, *, a: float, work: float, kv_tokens: int = 0) -> Capacity:

@@ -34,7 +34,9 @@ class Drive:
     @staticmethod
     def of(trace: Trace, scenario: Scenario, draw: Draw) -> Drive:
         sims = {
-            role: Sim(profile=scenario.profile, cold_start=scenario.cold_start, draw=draw, begin=EPOCH, role=role)
+            role: Sim(
+                profile=scenario.profile_of(role), cold_start=scenario.cold_start, draw=draw, begin=EPOCH, role=role
+            )
             for role in scenario.first
         }
         return Drive(trace=trace, scenario=scenario, sims=sims)

@@ -105,7 +105,8 @@ class Engine:
             batch = len(running)
             # One alone always finds room.
             while waiting and waiting[0].at <= clock and batch + len(filling) < sequences:
-                need = waiting[0].left
+                # What it will hold: prompts that others computed arrive with nothing left to compute.
+                need = waiting[0].prompt + waiting[0].done
                 if context + reserved + need > room and (batch or filling):
                     break
                 reserved += need

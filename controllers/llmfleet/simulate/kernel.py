@@ -199,7 +199,7 @@ def advance(r: Rack, p: Pool, e: int, until: float) -> None:
             job = r.waiting[base + sums[row + WAIT_AT]]
             if p.at[job] > clock:
                 break
-            need = p.left[job]
+            need = p.prompt[job] + p.done[job]
             if context + reserved + need > room and (batch > 0 or sums[row + FILLS] > 0):
                 break
             reserved += need

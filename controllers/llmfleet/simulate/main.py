@@ -101,7 +101,8 @@ JITTER: Final = 300.0
     "--batched-tokens",
     type=click.IntRange(16),
     default=None,
-    help="Of one engine step (--max-num-batched-tokens). Default: so that a step lasts no longer than --slo-tpot.",
+    help="Of one engine step (--max-num-batched-tokens). Default: so that a step lasts no longer than --slo-tpot; "
+    "that of the profile where engines only prefill.",
 )
 @click.option(
     "--believed",

@@ -299,7 +299,7 @@ class PackedDrive:
         )
         sims = {
             role: PackedSim(
-                profile=scenario.profile,
+                profile=scenario.profile_of(role),
                 cold_start=scenario.cold_start,
                 draw=draw,
                 begin=EPOCH,

@@ -1,6 +1,6 @@
 """What a run is under, and what it keeps by tick: the same for both forms of a fleet.
 
-In: nothing. Out: `Scenario`, `Tick`, and the moment a trace begins. No logic is here.
+In: nothing. Out: `Scenario`, `Tick`, and the moment a trace begins. Nothing is decided here.
 """
 
 from __future__ import annotations
@@ -21,12 +21,17 @@ class Scenario:
     """What is the same for every policy."""
 
     profile: Profile
+    prefill: Profile | None = None
+    """Of engines that only prefill: nobody's next token waits for their steps, which may be long."""
     cold_start: float
     ttft: float
     tpot: float
     first: Mapping[Role, int]
     """Instances that are ready when the trace begins."""
     tick: float = 15.0
+
+    def profile_of(self, role: Role) -> Profile:
+        return self.prefill if role is Role.PREFILL and self.prefill else self.profile
 
 
 @dataclass(slots=True, kw_only=True)

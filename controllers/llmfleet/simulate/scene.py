@@ -77,12 +77,13 @@ def build_spec(choice: Choice, profile: Profile) -> AutoscalerSpec:
     if choice.mode is Mode.MONOLITHIC:
         template = {"namePrefix": "i-", "labels": LABELS, "spec": shape}
         return parse_autoscaler({**common, **bounds, "instanceTemplate": template})
+    steps = {"prefill": {"inferenceArgs": {"maxNumBatchedTokens": profile.batched_tokens}}, "decode": {}}
     fleets = {
         role: {
             **bounds,
-            "instanceTemplate": {"namePrefix": f"{role}-", "labels": LABELS, "spec": {**shape, "role": role}},
+            "instanceTemplate": {"namePrefix": f"{role}-", "labels": LABELS, "spec": {**shape, "role": role, **more}},
         }
-        for role in ("prefill", "decode")
+        for role, more in steps.items()
     }
     return parse_autoscaler({**common, **fleets, "coordination": {"maxPrefillPerDecode": 100}})
 
@@ -98,8 +99,10 @@ def believed(profile: Profile, factor: float) -> dict[str, Any]:
 def build_scene(trace: Trace, choice: Choice, profile: Profile) -> Scene:
     """A scene for this trace."""
     chunk = choice.batched_tokens or tokens_per_step(profile.steps, choice.tpot, profile.batched_tokens)
+    # Nobody's next token waits for a prefill instance: its steps are as long as its engines make them.
+    prefill = replace(profile, batched_tokens=choice.batched_tokens or profile.batched_tokens)
     profile = replace(profile, batched_tokens=chunk)
-    spec = build_spec(choice, profile)
+    spec = build_spec(choice, prefill)
     capacities = {
         role: build_capacity(parse_template(rules.instance_template, "spec"), spec.work_budget)
         for role, rules in spec.fleets().items()
@@ -113,6 +116,7 @@ def build_scene(trace: Trace, choice: Choice, profile: Profile) -> Scene:
         least += least_seconds(offered[role], capacity.rho, choice.cold_start, choice.low)
     scenario = Scenario(
         profile=profile,
+        prefill=prefill,
         cold_start=choice.cold_start,
         ttft=choice.ttft,
         tpot=choice.tpot,
@@ -131,9 +135,7 @@ def build_scene(trace: Trace, choice: Choice, profile: Profile) -> Scene:
 
 
 def true_capacity(capacity: Capacity, profile: Profile) -> Capacity:
-    return Capacity(
-        steps=profile.steps, kv_tokens=profile.kv_tokens, slots=capacity.slots, tpot=capacity.tpot, known=True
-    )
+    return replace(capacity, steps=profile.steps, kv_tokens=profile.kv_tokens, known=True)
 
 
 def schedule_of(

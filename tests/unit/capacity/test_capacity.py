@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 from hypothesis import given, settings
@@ -12,8 +13,10 @@ from crds.crd_objects import shape
 from llmfleet.api.autoscaler import CapacitySpec, Coefficients, Slo, WorkBudget
 from llmfleet.api.parse import parse_spec
 from llmfleet.capacity.capacity import (
+    BUSIEST_PREFILL,
     LEARNED_HIGH,
     LEARNED_LOW,
+    PREFILL_TOKENS,
     Capacity,
     Shape,
     build_capacity,
@@ -26,6 +29,8 @@ from llmfleet.capacity.profiles import FALLBACK, PROFILES, StepTime
 from llmfleet.scale.learn import learn
 from llmfleet.scale.memory import Learned
 from llmfleet.scale.work import Rates
+from llmfleet.sizing import advice
+from llmfleet.sizing.memory import MOST_TOKENS
 
 SPEC = parse_spec(shape())
 LLAMA = WorkBudget(capacity=CapacitySpec(profile="llama-70b-fp8-h100-tp8"))
@@ -36,6 +41,24 @@ def test_a_profile_limits_the_share_of_time_that_may_be_sold() -> None:
     assert capacity.known
     assert capacity.rho == pytest.approx(1 - 8.82 / 50)
     assert instances_for(1.0, Shape(), capacity) == pytest.approx(1 / capacity.rho)
+
+
+def test_an_engine_that_only_prefills_sells_what_full_steps_compute_whatever_a_later_token_may_take() -> None:
+    """By the time per output token a step of 1,152 tokens would carry more than it can compute."""
+    profile = PROFILES["llama-70b-fp8-h100-tp8"].steps
+    for tokens in (512, 1152, 8192):
+        spec = parse_spec(shape(role="prefill", inferenceArgs={"maxNumBatchedTokens": tokens}))
+        slos = [Slo(tpot_seconds=Decimal(tpot)) for tpot in ("0.01", "0.05", "1")]
+        (share,) = {build_capacity(spec, replace(LLAMA, slo=slo)).rho for slo in slos}
+        full = profile.c * tokens
+        assert share == pytest.approx(BUSIEST_PREFILL * full / (profile.a + full))
+    assert build_capacity(parse_spec(shape(role="prefill")), LLAMA).prefill_tokens == 8192
+    assert build_capacity(parse_spec(shape(role="decode")), LLAMA).rho == pytest.approx(1 - 8.82 / 50)
+
+
+def test_the_planner_fills_prefill_engines_as_the_autoscaler_does() -> None:
+    assert advice.BUSIEST_PREFILL == BUSIEST_PREFILL
+    assert MOST_TOKENS == PREFILL_TOKENS
 
 
 def test_what_is_written_wins_over_the_profile() -> None:

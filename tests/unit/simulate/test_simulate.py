@@ -124,6 +124,22 @@ def test_an_engine_short_of_memory_preempts_and_still_answers_everybody(made: li
     assert engine.generated == sum(job.output for job in jobs)
 
 
+def test_a_prompt_that_another_engine_computed_takes_its_place_in_memory() -> None:
+    """Nothing of it is left to compute, and all of it is held: a gauge below nothing is a figure nobody believes."""
+    jobs = [Job(0.0, 1500, 200) for _ in range(3)]
+    for job in jobs:
+        job.left = 0
+    engine = Engine(replace(SMALL, kv_tokens=4000), 0.0)
+    for job in jobs:
+        engine.add(job, 0.0)
+    engine.advance(0.5)
+    assert engine.prefilled == 0
+    assert (engine.reserved, len(engine.running), engine.waits(0.5)) == (0, 2, 1)
+    assert engine.kv_usage == pytest.approx(3000 / 4000, abs=0.05)
+    engine.advance(100.0)
+    assert (engine.finished, engine.context, engine.reserved) == (3, 0, 0)
+
+
 def test_steps_within_a_time_that_grow() -> None:
     assert steps_within(1.0, 0.1, 0.0) == 10
     assert steps_within(0.35, 0.1, 0.1) == 3
@@ -425,6 +441,29 @@ def test_a_policy_that_only_grows_decode_is_not_asked_for_prefill() -> None:
     first, second = (scene.scenario.first for scene in scenes)
     assert first[Role.PREFILL] > first[Role.DECODE]
     assert second[Role.PREFILL] < second[Role.DECODE]
+
+
+def test_both_fleets_of_two_roles_follow_their_load() -> None:
+    """Both begin too small; a decode fleet whose figures nobody believes would hold its first size for good."""
+    trace = trace_of([Request(n / 16, 3000, 800) for n in range(16 * 300)])
+    scene = scene_of(trace, mode=Mode.DISAGGREGATED, cold_start=60.0)
+    policy = build_policy("work-budget", scene.setting)
+    small = replace(scene.scenario, first=dict.fromkeys(scene.scenario.first, 1))
+    run(trace, small, policy, random.Random(1))
+    assert isinstance(policy, WorkBudget)
+    for decision in policy.decisions[-3].values():
+        assert decision.instances > 1
+        assert "no fresh figures" not in decision.message
+
+
+def test_steps_are_sized_for_the_objective_only_where_engines_answer() -> None:
+    scene = scene_of(trace_of([Request(1.0, 1000, 50)]), mode=Mode.DISAGGREGATED)
+    assert scene.scenario.profile_of(Role.DECODE).batched_tokens < 2048
+    assert scene.scenario.profile_of(Role.PREFILL).batched_tokens == LLAMA.batched_tokens
+    assert scene.setting.capacities[Role.PREFILL].prefill_tokens == LLAMA.batched_tokens
+    told = scene_of(trace_of([Request(1.0, 1000, 50)]), mode=Mode.DISAGGREGATED, batched_tokens=512)
+    assert {told.scenario.profile_of(role).batched_tokens for role in (Role.PREFILL, Role.DECODE)} == {512}
+    assert told.setting.capacities[Role.PREFILL].prefill_tokens == 512
 
 
 # The same code as on a cluster.
