@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -180,16 +183,33 @@ class Engine:
 
     def __init__(self) -> None:
         self.running, self.waiting, self.steps, self.healthy = 0, 0, 1, True
+        self.hangs = threading.Event()
+        """Set: completions are taken and never answered, and no figure tells of them."""
+        self.over = threading.Event()
+        self.asked: list[tuple[dict[str, Any], str]] = []
+        """Completions: the body, and what it was authorized with."""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                body = outer.page().encode() if self.path == "/metrics" else b""
+                pages = {"/metrics": outer.page(), "/v1/models": '{"data": [{"id": "m"}, {"id": "adapter"}]}'}
+                body = pages.get(self.path, "").encode()
                 self.send_response(200 if outer.healthy or body else 503)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 with contextlib.suppress(OSError):
                     self.wfile.write(body)
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.asked.append((body, self.headers.get("Authorization", "")))
+                if outer.hangs.is_set():
+                    outer.over.wait(60)
+                    return
+                outer.steps += 1
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b"{}")
 
             def log_message(self, *_: object) -> None:
                 """Quiet."""
@@ -211,6 +231,7 @@ class Engine:
 def engine() -> Iterator[Engine]:
     engine = Engine()
     yield engine
+    engine.over.set()
     engine.server.shutdown()
     engine.server.server_close()
 
@@ -274,6 +295,41 @@ def test_an_idle_engine_needs_no_steps(engine: Engine, tmp_path: Path) -> None:
     for _ in range(2):
         assert run(programs.live(), tmp_path, port=engine.port).returncode == 0
         time.sleep(1.2)
+
+
+def lives(engine: Engine, folder: Path, looks: int, **env: str) -> list[int]:
+    """The answers of the liveness program, half a second after one another."""
+    codes = []
+    for _ in range(looks):
+        codes.append(run(programs.live(), folder, port=engine.port, **env).returncode)
+        time.sleep(0.5)
+    return codes
+
+
+def test_an_idle_group_with_a_rank_that_hangs_is_dead_once_somebody_waits(engine: Engine, tmp_path: Path) -> None:
+    """Its figures stay those of its last step: nothing runs, nothing waits."""
+    engine.hangs.set()
+    assert lives(engine, tmp_path, 4) == [0, 0, 0, 0]
+    assert engine.asked == []
+    with socket.create_connection(("127.0.0.1", engine.port)) as somebody:
+        somebody.sendall(b'POST /v1/completions HTTP/1.1\r\nContent-Length: 15\r\n\r\n{"prompt": "x"}')
+        codes = lives(engine, tmp_path, 5)
+    assert (codes[0], codes[-1]) == (0, 1)
+
+
+def test_a_connection_on_which_nothing_is_asked_kills_no_engine(engine: Engine, tmp_path: Path) -> None:
+    """The engine answers for itself: it is asked for one token, with the key that it knows."""
+    with socket.create_connection(("127.0.0.1", engine.port)) as slow:
+        slow.sendall(b"POST /v1/completions HTTP/1.1\r\n")
+        assert lives(engine, tmp_path, 6, VLLM_API_KEY="secret") == [0] * 6
+    assert engine.asked[0] == ({"model": "m", "prompt": "1", "max_tokens": 1}, "Bearer secret")
+
+
+def test_connections_that_come_and_go_are_no_reason_to_ask(engine: Engine, tmp_path: Path) -> None:
+    for _ in range(4):
+        with socket.create_connection(("127.0.0.1", engine.port)):
+            assert lives(engine, tmp_path, 1) == [0]
+    assert engine.asked == []
 
 
 def test_an_engine_that_never_answered_is_loading_and_alive(tmp_path: Path) -> None:
