@@ -157,18 +157,19 @@ def play(world: World, incident: Incident, specs: Mapping[str, Manifest], faults
 def one(world: World, incident: Incident, fault: Fault, texts: Texts) -> tuple[Load, float]:
     """Lose one rank under load, or before it; its group must be made anew as a whole, once, and serve."""
     bed, victim, router = world.bed, fault.instance, world.bed.pods(ROUTERS)[0]
-    uids, restarts = bed.uids(victim), world.group_restarts(victim)
+    before, restarts = containers(world, victim), world.group_restarts(victim)
     pod = bed.ranks(victim)[fault.rank]["metadata"]["uid"]
     if fault.idle:
-        begin = incident.note(fault.words)
-        with fault.inject(pod, fault.word), texts.asked(RATE) as load:
-            ready = anew(world, incident, victim, uids)
+        with fault.inject(pod, fault.word):
+            begin = incident.note(fault.words)
+            with texts.asked(RATE) as load:
+                ready = anew(world, incident, victim, before)
     else:
         with texts.asked(RATE) as load:
             settled(8)
-            begin = incident.note(fault.words)
             with fault.inject(pod, fault.word):
-                ready = anew(world, incident, victim, uids)
+                begin = incident.note(fault.words)
+                ready = anew(world, incident, victim, before)
     eventually(lambda: world.offers(router, victim), 120)
     counted = world.group_restarts(victim) - restarts
     incident.expect(counted == 1, f"{fault.words}: {counted} restarts of the group")
@@ -176,11 +177,22 @@ def one(world: World, incident: Incident, fault: Fault, texts: Texts) -> tuple[L
     return load, ready - begin
 
 
-def anew(world: World, incident: Incident, victim: str, uids: set[str]) -> float:
-    """Wait until no pod of a group is an old one and it serves; says when that was."""
+def containers(world: World, name: str) -> set[str]:
+    """What an instance runs in: a lost group gets other pods, a single pod another container."""
+    statuses = [pod["status"].get("containerStatuses") or [{}] for pod in world.bed.ranks(name)]
+    return {status[0].get("containerID", "") for status in statuses}
+
+
+def anew(world: World, incident: Incident, victim: str, before: set[str]) -> float:
+    """Wait until no container of a group is an old one and it serves; says when that was."""
     bed = world.bed
-    eventually(lambda: bed.uids(victim) and not uids & bed.uids(victim), 400, lambda: bed.why("real"))
-    incident.note(f"{victim}: every rank is a new pod")
+
+    def gone() -> bool:
+        now = containers(world, victim)
+        return len(now) == len(before) and "" not in now and not now & before
+
+    eventually(gone, 400, lambda: bed.why("real"))
+    incident.note(f"{victim}: every rank is a new process")
     eventually(partial(bed.is_ready, victim), START, lambda: bed.why("real"))
     return incident.note(f"{victim}: ready")
 
