@@ -83,6 +83,8 @@ def out_of_memory(pod_uid: str, word: str) -> Iterator[None]:
         # What ends the container may end the eater with it, so its own end says nothing.
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
         ended = [pid for pid, handle in handles.items() if is_over(handle)]
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"the container was not at its memory limit after {PATIENCE} s") from None
     finally:
         for handle in handles.values():
             os.close(handle)
