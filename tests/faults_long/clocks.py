@@ -218,7 +218,11 @@ def ready_of(bed: Bed, fleet: str) -> int:
 
 @dataclass
 class Expiring:
-    """A job that waits behind a stream on the only slot there is, asked for at a router whose clock is wrong."""
+    """A job that waits behind a stream on the only slot there is, asked for at a router whose clock is wrong.
+
+    Each router takes one job for a model at least, however few its slots are, and has it wait with those who hold on:
+    it is behind some of these.
+    """
 
     url: str
     model: str
@@ -230,7 +234,9 @@ class Expiring:
         stream = threading.Thread(target=lambda: many_streams(self.url, self.model, 1, 1800, lambda: None))
         stream.start()
         time.sleep(3)
-        jobs = Jobs(self.url, self.model, 4)
+        ahead, jobs = Jobs(self.url, self.model, 4), Jobs(self.url, self.model, 4)
+        for _ in range(4):
+            ahead.ask()
         jobs.ask()
         begin = time.monotonic()
         self.ended = next(iter(jobs.ends(JOB_SECONDS + 60)), f"refused: {dict(jobs.refused)}")

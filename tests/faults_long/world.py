@@ -33,6 +33,8 @@ SETTINGS = (
     "--set=fleet.router.settings.timeouts.stallSeconds=30",
     "--set=fleet.router.autoscaling.minReplicas=2,fleet.router.autoscaling.maxReplicas=2",
     "--set-string=fleet.router.nodeSelector.front=yes",
+    # Scenarios make autoscalers themselves; the right to follow them comes with a model that has one, or with this.
+    "--set=controllers.autoscaler.rbac.clusterWide=true",
     # The prompts here are short, and are to be split all the same where there are two roles.
     "--set=fleet.router.settings.disaggregation.bypassPrefill.minPromptTokens=0",
 )
