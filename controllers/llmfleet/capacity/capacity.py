@@ -14,7 +14,7 @@ from typing import Final
 
 from llmfleet.api.autoscaler import WorkBudget
 from llmfleet.api.types import Role, Spec
-from llmfleet.capacity.profiles import FALLBACK, PROFILES, StepTime, find_profile
+from llmfleet.capacity.profiles import FALLBACK, MOST_TOKENS, PROFILES, StepTime, find_profile
 
 LEAST_RHO: Final = 0.05
 """An objective below one step's own time cannot be met; such a fleet still gets a finite size."""
@@ -26,8 +26,6 @@ LEARNED_WIDE: Final = 8.0
 """Without a measured profile the first guess may be far off."""
 BUSIEST_PREFILL: Final = 0.85
 """Of what full steps can compute; prompts do not come evenly, and whoever waits has only the time to first token."""
-PREFILL_TOKENS: Final = 8192
-"""Of a step of an engine that only prefills, unless its template says otherwise: vLLM's default."""
 STEP_SPARE: Final = 0.1
 LEAST_CHUNK: Final = 256
 CHUNK_UNIT: Final = 64
@@ -107,7 +105,7 @@ def build_capacity(spec: Spec, budget: WorkBudget) -> Capacity:
 
 def prefill_tokens(spec: Spec) -> int:
     """Prompt tokens in one step, as the template has it."""
-    return spec.inference_args.max_num_batched_tokens or PREFILL_TOKENS
+    return spec.inference_args.max_num_batched_tokens or MOST_TOKENS
 
 
 def scaled(capacity: Capacity, *, a: float, work: float, kv_tokens: int = 0) -> Capacity:

@@ -12,6 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+MOST_TOKENS: Final = 8192
+"""vLLM's own largest step for serving."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
@@ -39,7 +42,7 @@ class Profile:
     kv_tokens: int
     gpus: int
     sequences: int = 256
-    batched_tokens: int = 8192
+    batched_tokens: int = MOST_TOKENS
 
 
 def _profile(a: float, b: float, c: float, d: float, kv: float, gpus: int) -> Profile:

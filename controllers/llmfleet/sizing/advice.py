@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Final
 
-from llmfleet.sizing.memory import MOST_TOKENS, Cut
+from llmfleet.capacity.capacity import BUSIEST_PREFILL
+from llmfleet.capacity.profiles import MOST_TOKENS
+from llmfleet.sizing.memory import Cut
 from llmfleet.sizing.plan import FRONT_SECONDS, KV_SHARE, Option, Plan, Workload
 from llmfleet.sizing.speed import Speed
 
@@ -26,7 +28,6 @@ MOST_TRANSFER: Final = 0.25
 """Of the time to first token."""
 MOST_EXTRA: Final = 1.1
 """GPUs of the split fleet over those of the whole one."""
-BUSIEST_PREFILL: Final = 0.85
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

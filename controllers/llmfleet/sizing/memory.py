@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Final
 
+from llmfleet.capacity.profiles import MOST_TOKENS
 from llmfleet.sizing.gpus import GIB, Gpu
 from llmfleet.sizing.model import ELEMENT, Model
 
-MOST_TOKENS: Final = 8192
-"""vLLM's own largest step for serving."""
 RUNTIME_GIB: Final = 1.5
 """CUDA context, NCCL buffers and CUDA graphs of one GPU."""
 HIDDEN_COPIES: Final = 4

@@ -13,9 +13,9 @@ from math import ceil
 from typing import Final
 
 from llmfleet.capacity.capacity import Capacity, Shape, for_memory, for_slots, tokens_per_step
-from llmfleet.capacity.profiles import StepTime
+from llmfleet.capacity.profiles import MOST_TOKENS, StepTime
 from llmfleet.sizing.gpus import GIB, Gpu
-from llmfleet.sizing.memory import MOST_TOKENS, Cut, Engine, Memory, split_memory
+from llmfleet.sizing.memory import Cut, Engine, Memory, split_memory
 from llmfleet.sizing.model import Model
 from llmfleet.sizing.speed import Speed, find_speed
 

@@ -10,8 +10,9 @@ import re
 from math import ceil
 from typing import Any
 
+from llmfleet.capacity.profiles import MOST_TOKENS
 from llmfleet.sizing.advice import Advice, RolePlan
-from llmfleet.sizing.memory import MOST_TOKENS, Cut
+from llmfleet.sizing.memory import Cut
 from llmfleet.sizing.plan import Option, Plan, stages
 
 Values = dict[str, Any]

@@ -16,7 +16,6 @@ from llmfleet.capacity.capacity import (
     BUSIEST_PREFILL,
     LEARNED_HIGH,
     LEARNED_LOW,
-    PREFILL_TOKENS,
     Capacity,
     Shape,
     build_capacity,
@@ -29,8 +28,7 @@ from llmfleet.capacity.profiles import FALLBACK, PROFILES, StepTime
 from llmfleet.scale.learn import learn
 from llmfleet.scale.memory import Learned
 from llmfleet.scale.work import Rates
-from llmfleet.sizing import advice
-from llmfleet.sizing.memory import MOST_TOKENS
+from llmfleet.sizing import advice, values
 
 SPEC = parse_spec(shape())
 LLAMA = WorkBudget(capacity=CapacitySpec(profile="llama-70b-fp8-h100-tp8"))
@@ -58,7 +56,7 @@ def test_an_engine_that_only_prefills_sells_what_full_steps_compute_whatever_a_l
 
 def test_the_planner_fills_prefill_engines_as_the_autoscaler_does() -> None:
     assert advice.BUSIEST_PREFILL == BUSIEST_PREFILL
-    assert MOST_TOKENS == PREFILL_TOKENS
+    assert build_capacity(parse_spec(shape(role="prefill")), LLAMA).prefill_tokens == values.MOST_TOKENS
 
 
 def test_what_is_written_wins_over_the_profile() -> None:
