@@ -14,7 +14,7 @@ from bed import Bed, scenario
 from engine import ok, silent
 from redis_server import RedisServer
 from test_jobs import ASYNC, settings
-from test_store import ANSWER, admitted, claimed, connected
+from test_store import ANSWER, admitted, claimed, connected, until
 
 from llmfleet.router.jobs import client as store_client
 from llmfleet.router.jobs import scripts
@@ -60,8 +60,7 @@ async def acknowledged(store: Store) -> str:
         while True:
             with suppress(Doubtful, Unavailable):
                 return (await admitted(store)).id
-            while store._doubtful or store.problem:  # it takes it back by itself
-                await asyncio.sleep(0.02)
+            await until(lambda: not store._doubtful and not store.problem)  # it takes it back by itself
 
 
 def replicated(server: RedisServer) -> dict[str, object]:
