@@ -58,7 +58,8 @@ def play(due: list[Scenario], world: World, asked: argparse.Namespace, say: Call
             world.mend()
             found = results.read(asked.results)
             runs = found.get(scenario.name, ())
-            one = run(scenario, world, asked.seed or len(results.held(runs)) + 1, say)
+            row = results.joined(results.read(PUBLISHED), found).get(scenario.name, ())
+            one = run(scenario, world, asked.seed or len(results.held(row)) + 1, say)
             results.write(asked.results, found | {scenario.name: results.after(runs, one)})
             say(f"{scenario.name}: {'held' if one['passed'] else 'BROKEN'} ({one['seconds']} s)")
     finally:
@@ -105,7 +106,7 @@ def said(runs: results.Runs) -> str:
 def publish(path: Path) -> None:
     """Keep what was found beside the page, and show it there."""
     order = [scenario.name for scenario in SCENARIOS]
-    found = {**results.read(PUBLISHED), **results.read(path)}
+    found = results.joined(results.read(PUBLISHED), results.read(path))
     results.write(PUBLISHED, {name: found[name] for name in order if name in found})
     table = results.rendered(found, order)
     Path(PAGE).write_text(results.page_with(PAGE.read_text(), table))

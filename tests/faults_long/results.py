@@ -40,6 +40,17 @@ def after(runs: Runs, one: Found) -> Runs:
     return [*held(runs), one][-ROW:]
 
 
+def joined(published: Mapping[str, Runs], found: Mapping[str, Runs]) -> dict[str, Runs]:
+    """What was published with what a machine has found since: its runs continue the rows that were there."""
+    rows = {name: list(runs) for name, runs in published.items()}
+    for name, runs in found.items():
+        known = [one["date"] for one in rows.get(name, ())]
+        for one in runs:
+            if one["date"] not in known:
+                rows[name] = list(after(rows.get(name, ()), one))
+    return rows
+
+
 def held(runs: Runs) -> Runs:
     """Those in a row, up to the last, that held."""
     return runs if runs and runs[-1]["passed"] else []

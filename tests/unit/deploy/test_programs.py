@@ -183,6 +183,8 @@ class Engine:
 
     def __init__(self) -> None:
         self.running, self.waiting, self.steps, self.healthy = 0, 0, 1, True
+        self.slow = 0.0
+        """Seconds until it says how it is."""
         self.hangs = threading.Event()
         """Set: completions are taken and never answered, and no figure tells of them."""
         self.over = threading.Event()
@@ -192,6 +194,7 @@ class Engine:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                time.sleep(outer.slow)
                 pages = {"/metrics": outer.page(), "/v1/models": '{"data": [{"id": "m"}, {"id": "adapter"}]}'}
                 body = pages.get(self.path, "").encode()
                 self.send_response(200 if outer.healthy or body else 503)
@@ -323,6 +326,19 @@ def test_a_connection_on_which_nothing_is_asked_kills_no_engine(engine: Engine, 
         slow.sendall(b"POST /v1/completions HTTP/1.1\r\n")
         assert lives(engine, tmp_path, 6, VLLM_API_KEY="secret") == [0] * 6
     assert engine.asked[0] == ({"model": "m", "prompt": "1", "max_tokens": 1}, "Bearer secret")
+
+
+def test_an_engine_too_slow_to_be_asked_in_time_is_asked_at_another_look(engine: Engine, tmp_path: Path) -> None:
+    """The probe's time would end before the answer, and a slow look is no proof that nothing moves."""
+    engine.hangs.set()
+    with socket.create_connection(("127.0.0.1", engine.port)) as somebody:
+        somebody.sendall(b'POST /v1/completions HTTP/1.1\r\nContent-Length: 15\r\n\r\n{"prompt": "x"}')
+        lives(engine, tmp_path, 2)
+        asked = len(engine.asked)
+        engine.slow = 3.5
+        assert lives(engine, tmp_path, 2) == [0, 0] and len(engine.asked) == asked
+        engine.slow = 0.0
+        assert 1 in lives(engine, tmp_path, 5)
 
 
 def test_connections_that_come_and_go_are_no_reason_to_ask(engine: Engine, tmp_path: Path) -> None:

@@ -60,6 +60,19 @@ def test_three_runs_in_a_row_are_kept_and_a_broken_one_begins_the_row_anew():
     assert results.after(broken, ONE) == [ONE]
 
 
+def test_a_machine_that_was_never_here_continues_the_rows_that_were_published():
+    first, second, later = (ONE | {"date": f"2026-11-{day} 00:00 UTC"} for day in (22, 23, 24))
+    published = {"x": [first], "y": [BAD], "z": [first]}
+    assert results.joined(published, {"x": [first, second], "y": [later]}) == {
+        "x": [first, second],
+        "y": [later],
+        "z": [first],
+    }
+    broken = BAD | {"date": later["date"]}
+    assert results.joined(published, {"x": [second, broken]})["x"] == [first, second, broken]
+    assert published["x"] == [first]
+
+
 def test_a_scenario_that_did_not_hold_is_run_again_and_one_that_did_is_not(tmp_path):
     path = tmp_path / "deep" / "results.json"
     assert results.read(path) == {} and not results.finished({}, "x")
