@@ -67,6 +67,20 @@ def test_an_image_that_cannot_start_halts_the_roll_and_the_fleet_serves_on(bed: 
     assert not statuses, statuses[:3]
 
 
+def test_an_engine_that_ends_before_it_serves_is_quoted(bed: Bed) -> None:
+    """What it wrote to its log last: nobody has to be quick to read the log of a container that is made anew."""
+    spec = engine_spec("quoted")
+    spec["inferenceArgs"]["extraArgs"].append("--no-such-flag")
+    bed.create("quoted-0", spec, fleet="quoted")
+    try:
+        eventually(lambda: "--no-such-flag" in bed.condition("quoted-0").get("message", ""), 120)
+        assert bed.condition("quoted-0")["reason"] in {"ModelLoadFailed", "CrashLoop"}
+        eventually(lambda: any("--no-such-flag" in event["note"] for event in bed.events("quoted-0")), 60)
+    finally:
+        bed.delete("quoted-0")
+        eventually(lambda: bed.instance("quoted-0") is None, 120)
+
+
 def halted(bed: Bed, names: list[str]) -> bool:
     """Some instance says that the roll was halted, and an event says it too."""
     told = [name for name in names if "UpdateHalted" in str((bed.instance(name) or {}).get("status"))]

@@ -34,6 +34,7 @@ UPDATE_GRACE: Final = 30
 TORN_AFTER: Final = timedelta(seconds=30)
 LOST_NODE_AFTER: Final = timedelta(seconds=60)
 BACKOFF_LIMIT: Final = timedelta(seconds=300)
+MOST_WORDS: Final = 400
 CALM: Final = timedelta(minutes=10)
 CRASH_LOOP_STREAK: Final = 3
 GIVEN_UP_STREAK: Final = 5
@@ -118,8 +119,15 @@ def how_ended(rank: Rank) -> str:
     if rank.exit is None:
         return ""
     reason = f" ({rank.exit.reason})" if rank.exit.reason not in ("", "Error", "Completed") else ""
-    words = rank.exit.message[-400:].strip()
+    words = last_words(rank.exit.message)
     return f" with exit code {rank.exit.code}{reason}" + (f": {words}" if words else "")
+
+
+def last_words(message: str) -> str:
+    """The last lines of what a container left, on one line; the kubelet takes them from its log."""
+    lines = [" ".join(line.split()) for line in message.splitlines()]
+    words = " | ".join(line for line in lines if line)
+    return words if len(words) <= MOST_WORDS else f"...{words[-MOST_WORDS:]}"
 
 
 def torn(instance: Instance, now: datetime) -> str | None:

@@ -11,7 +11,7 @@ from world import World, set_condition
 
 from llmfleet.api.types import Lifecycle
 from llmfleet.deploy.records import Cause, Incident, Records
-from llmfleet.deploy.restart import not_before
+from llmfleet.deploy.restart import last_words, not_before
 from llmfleet.kube.refs import Key
 
 
@@ -149,6 +149,13 @@ def test_a_group_that_cannot_load_says_so_with_the_last_words() -> None:
     world.run(60, until=lambda: world.reason("a") == "ModelLoadFailed")
     assert "last words" in world.message("a")
     assert "exit code 1" in world.message("a")
+
+
+def test_last_words_are_one_line_and_the_end_of_what_was_said() -> None:
+    traceback = "Traceback (most recent call last):\n  File 'a.py'\n\nRuntimeError: no such model\n"
+    assert last_words(traceback) == "Traceback (most recent call last): | File 'a.py' | RuntimeError: no such model"
+    assert last_words("x" * 500 + "the end") == "..." + ("x" * 500 + "the end")[-400:]
+    assert last_words(" \n") == ""
 
 
 def test_a_group_that_keeps_crashing_ends_in_crash_loop_and_then_stalled() -> None:

@@ -153,6 +153,8 @@ def build_engine(identity: Identity, spec: Spec) -> dict[str, Any]:
         "resources": build_resources(spec),
         "securityContext": merge(CONTAINER_SECURITY, spec.security.container_security_context),
         "lifecycle": {"preStop": {"exec": {"command": programs.stop()}}},
+        # Engines write no termination message: the end of the log is what a condition can say of why one ended.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": build_mounts(spec),
     }
     if spec.image_pull_policy:
