@@ -37,6 +37,8 @@ SETTINGS = (
     "--set=controllers.autoscaler.rbac.clusterWide=true",
     # The prompts here are short, and are to be split all the same where there are two roles.
     "--set=fleet.router.settings.disaggregation.bypassPrefill.minPromptTokens=0",
+    # Four real engines on two cores while a fifth starts: a first event took longer than the default of 5 s.
+    "--set=fleet.router.settings.disaggregation.kvTimeoutSeconds=15",
 )
 
 

@@ -501,6 +501,26 @@ async def test_two_failed_second_legs_are_an_error(case, behaviour, reason):
         bed.nothing_held()
 
 
+@pytest.mark.parametrize("fallback", ["prefillOnDecode", "none"])
+@scenario
+async def test_with_no_decode_engine_to_reach_it_waits_and_its_prompt_is_computed_anew(fallback):
+    """A hand-off does not live as long as a request may wait: the one that could not be sent is given up."""
+    async with Split({"fallback": fallback}, p0=offering(), d0=ok(), d1=ok()) as bed:
+        await bed.adopted(bed.publish(d1=None))
+        await bed.engines[1].stop()
+        task = asyncio.create_task(bed.ask(STREAM))
+        await bed.until(lambda: bed.router.waiting("m") == 1, "a held request")
+        bed.nothing_held()
+        bed.publish()
+        answer = await task
+        assert (answer.status, answer.events) == (200, WHOLE_STREAM)
+        legs, (second,) = bed.asked("p0"), bed.asked("d1")
+        assert second.json["kv_transfer_params"]["remote_request_id"] == "kv-" + legs[-1].header("x-request-id")
+        assert len(legs) >= 2 and bed.asked("d0") == []
+        assert bed.fates() == {"p0": {"failed": len(legs) - 1, "used": 1}}
+        bed.nothing_held()
+
+
 @scenario
 async def test_a_handoff_that_takes_too_long_is_given_up_and_blamed_on_its_prefill_engine():
     settings = {"kvTimeoutSeconds": 0.3, "kvTimeoutMicrosecondsPerToken": 0, "breakerFailures": 1}

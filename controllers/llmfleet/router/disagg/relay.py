@@ -365,10 +365,6 @@ class SplitExchange(Exchange):
                 self._prefill.breaker.failed(now, self._rules.breaker_failures, self._rules.breaker_seconds)
         super()._again(verdict)
 
-    def _unsent(self, verdict: Again) -> bool:
-        """Its prompt was computed: a hand-off does not live as long as a request may wait."""
-        return False
-
     def blame(self, reason: str = "") -> None:
         """Count a lost attempt against the decode engine, unless the other half of the pair may have caused it."""
         if not self._shared:
