@@ -81,7 +81,7 @@ def row(name: str, runs: Runs) -> str:
 
 def figure(value: Any) -> bool:
     """Whether a value belongs into a table: the words about single requests do not."""
-    return not isinstance(value, list)
+    return not isinstance(value, list) or bool(value) and not any(isinstance(part, str) for part in value)
 
 
 def beside(runs: Runs, key: str) -> str:
@@ -92,6 +92,8 @@ def beside(runs: Runs, key: str) -> str:
 
 def shown(value: Any) -> str:
     """A figure as a person reads it."""
+    if isinstance(value, list):
+        return " and ".join(map(shown, value))
     if isinstance(value, dict):
         return ", ".join(f"{key} {shown(part)}" for key, part in value.items())
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -43,6 +43,12 @@ def test_a_row_says_what_fell_short_and_leaves_lists_to_the_incident():
     assert "lost: 2 x reset" in results.incident([ONE]) and "it broke" in results.incident([ONE])
 
 
+def test_pairs_of_figures_are_figures_and_no_words_about_requests():
+    pair = ONE | {"figures": {"ranks lost, groups that came back": [3, 3], "lost requests": []}}
+    assert results.row("x", [pair]).endswith("| ranks lost, groups that came back: 3 and 3 |")
+    assert "lost:" not in results.incident([pair])
+
+
 def test_figures_of_several_runs_stand_beside_each_other():
     other = ONE | {"figures": ONE["figures"] | {"requests": 1300}, "seed": 2}
     row = results.row("x", [ONE, other])
