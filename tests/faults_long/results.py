@@ -81,7 +81,7 @@ def row(name: str, runs: Runs) -> str:
 
 def figure(value: Any) -> bool:
     """Whether a value belongs into a table: the words about single requests do not."""
-    return not isinstance(value, list) or bool(value) and not any(isinstance(part, str) for part in value)
+    return not isinstance(value, list) or (bool(value) and not any(isinstance(part, str) for part in value))
 
 
 def beside(runs: Runs, key: str) -> str:
