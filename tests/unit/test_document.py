@@ -45,6 +45,7 @@ endpoints = st.builds(
     weight=st.integers(0, 1_000_000),
     slots=st.just(8),
     engine_revision=st.text(max_size=4),
+    served_revision=st.text(max_size=4),
     state=st.sampled_from(State),
 )
 documents = st.builds(

@@ -58,6 +58,7 @@ class Endpoint:
     weight: int = 100
     slots: int = 256
     engine_revision: str = ""
+    served_revision: str = ""  # of what its answers depend on: its image, arguments and environment
     state: State = State.READY
 
 
@@ -149,6 +150,7 @@ def _endpoint_body(endpoint: Endpoint) -> dict[str, Any]:
         "weight": endpoint.weight,
         "slots": endpoint.slots,
         "engineRevision": endpoint.engine_revision,
+        **({"servedRevision": endpoint.served_revision} if endpoint.served_revision else {}),
         "state": str(endpoint.state),
     }
 
@@ -183,6 +185,7 @@ def _endpoint(value: object, path: str) -> Endpoint:
         weight=_integer(raw, "weight", path, low=0, high=MAX_WEIGHT, default=100),
         slots=_integer(raw, "slots", path, low=1, high=MAX_SLOTS),
         engine_revision=_string(raw, "engineRevision", path, default=""),
+        served_revision=_string(raw, "servedRevision", path, default=""),
         state=_enum(raw, "state", path, State, State.READY),
     )
 

@@ -21,7 +21,16 @@ from llmfleet import names
 from llmfleet.api.document import MAX_SLOTS, MAX_TIER, MAX_WEIGHT, Document, Endpoint, Model, ModelState, Peer, State
 from llmfleet.api.reasons import Reason
 from llmfleet.kube.refs import Manifest, uid_of, version_of
-from llmfleet.route.served import DEFAULT_SLOTS, Routing, Served, asked_by, routing_of, served_by, whole
+from llmfleet.route.served import (
+    DEFAULT_SLOTS,
+    Routing,
+    Served,
+    asked_by,
+    routing_of,
+    served_by,
+    served_revision,
+    whole,
+)
 
 GROUP_ANNOTATION: Final = names.GROUP_ANNOTATION
 """On the StatefulSet, written by deploy/: JSON whose `members` says which pods started together."""
@@ -181,6 +190,7 @@ def build_endpoint(instance: Instance) -> Endpoint | None:
         weight=min(weight_of(instance), MAX_WEIGHT),
         slots=min(routing.max_concurrency or served.max_num_seqs or DEFAULT_SLOTS, MAX_SLOTS),
         engine_revision=str((instance.cluster.get("status") or {}).get("engineRevision") or ""),
+        served_revision=served_revision(leader, instance.name),
         state=State.DRAINING if draining else State.READY,
     )
 

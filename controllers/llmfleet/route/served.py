@@ -8,6 +8,7 @@ default, as the CRD has checked it and the instance's condition reports it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,6 +22,7 @@ from llmfleet.kube.refs import Manifest
 DEFAULT_SLOTS: Final = 256
 DEFAULT_WEIGHT: Final = 100
 MAX_DIGITS: Final = 18
+OUR_VARIABLES: Final = "LLMFLEET_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +47,7 @@ class Routing:
 
 def served_by(pod: Manifest) -> Served:
     """Read the engine container of a pod."""
-    containers = (pod.get("spec") or {}).get("containers") or ()
-    engine: Mapping[str, Any] = next((c for c in containers if c.get("name") == names.ENGINE_CONTAINER), {})
+    engine = engine_of(pod)
     flags = parse_flags(engine.get("args") or ())
     ports = {port.get("name"): port.get("containerPort") for port in engine.get("ports") or ()}
     return Served(
@@ -56,6 +57,27 @@ def served_by(pod: Manifest) -> Served:
         port=whole(ports.get("http"), names.ENGINE_PORT),
         max_num_seqs=whole(next(iter(flags.get("--max-num-seqs", ())), None), 0) or None,
     )
+
+
+def served_revision(pod: Manifest, cluster: str) -> str:
+    """Hash of what an engine's answers depend on, as far as its container says: the same for all alike of a fleet.
+
+    What tells one instance or rank from another is left out: the leader's address, and the operator's own variables.
+    """
+    engine = engine_of(pod)
+    leader = f"{names.rank_pod(cluster, 0)}.{names.group_service(cluster)}"
+    content = {
+        "image": engine.get("image"),
+        "args": [argument for argument in engine.get("args") or () if argument != leader],
+        "env": [entry for entry in engine.get("env") or () if not str(entry.get("name")).startswith(OUR_VARIABLES)],
+    }
+    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
+
+
+def engine_of(pod: Manifest) -> Mapping[str, Any]:
+    """The engine's container."""
+    containers = (pod.get("spec") or {}).get("containers") or ()
+    return next((c for c in containers if c.get("name") == names.ENGINE_CONTAINER), {})
 
 
 def parse_flags(arguments: Sequence[str]) -> dict[str, list[str]]:

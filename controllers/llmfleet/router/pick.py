@@ -48,6 +48,7 @@ class Backend:
         "port",
         "revision",
         "role",
+        "served",
         "slots",
         "ttft_count",
         "ttft_sum",
@@ -80,6 +81,7 @@ class Backend:
         self.instance = endpoint.instance
         self.role = endpoint.role
         self.revision = endpoint.engine_revision
+        self.served = endpoint.served_revision
         self.slots = endpoint.slots
         self.limit = endpoint.slots  # this router's part of them; the exchange with its peers says less
         self.listed = True

@@ -13,6 +13,7 @@ from llmfleet.api.document import Document, Endpoint, Model, ModelState, State, 
 from llmfleet.deploy.records import RECORDS_ANNOTATION, Records, parse_records, render_records
 from llmfleet.kube.selectors import parse_selector
 from llmfleet.route.fleet import GROUP_ANNOTATION, build_document, build_entries, parse_members, promised_models
+from llmfleet.route.served import served_revision
 
 from .world import NS, annotated, cluster, deleted, pod, router, statefulset
 
@@ -123,6 +124,27 @@ def test_clients_are_sent_to_the_names_the_running_engine_answers_to() -> None:
     assert sorted(found.models) == ["alias", "m", "sql"]
     assert {e.address for model in found.models.values() for e in model.endpoints} == {"10.0.0.97:8000"}
     assert found.models["m"].endpoints[0].slots == 32
+
+
+def revision(name: str = "a", *changes: str, env: Any = (), image: str = "i:1") -> str:
+    leader = f"{name}-0.{name}-group"
+    one = pod(name, args=["vllm", "serve", "org/m", "--master-addr", leader, *changes])
+    engine = one["spec"]["containers"][1]
+    engine |= {"image": image, "env": [{"name": "LLMFLEET_LEADER", "value": leader}, *env]}
+    return served_revision(one, name)
+
+
+def test_instances_that_answer_alike_have_one_revision_and_others_have_not() -> None:
+    others = [
+        revision("a", "--chat-template", "/other.jinja"),
+        revision(image="i:2"),
+        revision(env=[{"name": "VLLM_USE_V1", "value": "0"}]),
+    ]
+    assert revision("a") == revision("b") == revision("fleet-with-a-long-name-7")
+    assert len({revision(), *others}) == 4
+    found = endpoint()
+    assert found is not None
+    assert found.served_revision == served_revision(pod(), "a") != ""
 
 
 def test_before_anything_runs_the_models_of_the_spec_are_known() -> None:
