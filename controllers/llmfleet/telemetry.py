@@ -186,6 +186,8 @@ class RouterMetrics:
         self.quota_refusals: dict[tuple[str, str], int] = {}  # by tenant and limit
         self.connections_refused = 0
         self.spans: Counter[str] = Counter()  # by what became of them
+        self.result_lookups: Counter[tuple[str, str]] = Counter()  # by model and what was found
+        self.result_stores: Counter[tuple[str, str]] = Counter()  # by model and what became of the answer
 
     def model(self, name: str) -> ModelStats:
         """Return the counters of a served model; "" is for requests that never reached one."""
@@ -201,6 +203,7 @@ class RouterMetrics:
         yield from self._counters()
         yield from self._histograms()
         yield from self._tenants()
+        yield from self._results()
         yield from _endpoint_families(state.endpoints)
         yield from _split_families(self._models.items(), state.handoffs)
         yield from self._process(state)
@@ -281,6 +284,21 @@ class RouterMetrics:
             "Access-log lines lost, as they could not be written fast enough.",
             self.access_log_dropped,
         )
+
+    def _results(self) -> Iterator[Metric]:
+        labels = ["model", "result"]
+        lookups = CounterMetricFamily(
+            "llmfleet_router_result_lookups",
+            "Requests that the result cache may answer: hit, miss, bypassed (as asked), corrupt, unavailable.",
+            labels=labels,
+        )
+        stores = CounterMetricFamily(
+            "llmfleet_router_result_stores",
+            "Answers to such requests: stored, unfit (not whole, or of another kind), too_long, full, busy, failed.",
+            labels=labels,
+        )
+        yield _labelled(lookups, list(self.result_lookups.items()))
+        yield _labelled(stores, list(self.result_stores.items()))
 
     def _process(self, state: RouterGauges) -> Iterator[Metric]:
         in_flight = GaugeMetricFamily(

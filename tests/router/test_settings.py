@@ -78,6 +78,10 @@ def test_every_setting_can_be_written(tmp_path):
         ({"classes": {"standard": 0, "A b": 1}}, "classes: 'A b' is not a name"),
         ({"classes": {"standard": 0.5}}, "classes.standard: 0.5 is not a whole number from -1000 to 1000"),
         ({"forwardHeaders": ["X-Vllm-Priority"]}, "X-Vllm-Priority is set by the router itself"),
+        ({"resultCache": {"enabled": True}}, "resultCache.enabled: answers are kept in Redis, and none is named"),
+        ({"resultCache": {"enabled": 1}}, "resultCache.enabled: 1 is not true or false"),
+        ({"resultCache": {"ttlSeconds": 0}}, "resultCache.ttlSeconds: 0 is not between 1 and 86400"),
+        ({"resultCache": {"ttl": 5}}, "resultCache.ttl: unknown setting; known here: enabled, lookupSeconds"),
         ({"logLevel": "loud"}, "logLevel: 'loud' is not one of debug"),
     ],
 )

@@ -68,6 +68,8 @@ def router_text() -> str:
     stats.phase("queue", 0.1)
     metrics.quota_refusals[("tenant", "requests")] = 1
     metrics.spans["sent"] = 1
+    metrics.result_lookups[("tiny", "hit")] = 1
+    metrics.result_stores[("tiny", "stored")] = 1
     jobs = JobMetrics(
         lambda: JobGauges(
             running={"tiny": 1}, up=True, refused=False, failures=0, reconnects=0, primary="10.0.0.1:6379"

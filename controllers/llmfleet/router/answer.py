@@ -162,7 +162,13 @@ class Answer:
 
     def waited(self, seconds: float) -> None:
         """Say on the answer how long the request waited for a slot."""
-        self._request_id = self._request_id.partition(b"\r")[0] + b"\r\nx-llmfleet-queued-ms: %d" % (seconds * 1000)
+        self.note(b"x-llmfleet-queued-ms", b"%d" % (seconds * 1000))
+
+    def note(self, name: bytes, value: bytes) -> None:
+        """Put a header line of ours on the answer, in place of what it said before."""
+        ident, *lines = self._request_id.split(b"\r\n")
+        others = (line for line in lines if not line.startswith(name + b":"))
+        self._request_id = b"\r\n".join((ident, *others, b"%b: %b" % (name, value)))
 
     def comment(self) -> bytes:
         """Keep a stream's client with us while there is no engine; the first comment commits to a 200."""
@@ -438,14 +444,18 @@ class Answer:
         status, extra, body = errors.render(refusal, self._route.dialect)
         return self.whole(status, body, outcome, extra)
 
-    def whole(self, status: int, body: bytes, outcome: str, extra: bytes = b"") -> bytes:
+    def whole(
+        self, status: int, body: bytes, outcome: str, extra: bytes = b"", content_type: bytes = http1.JSON
+    ) -> bytes:
         """Write a whole answer in place of an engine's."""
         if self._opened:
             return self._say_in_stream(body, outcome)
         self.status = status
         keep_alive = self._keep_alive and not self._router.draining
         self.verdict = Ended(outcome, status >= 500, keep_alive)
-        return http1.reply(status, body, request_id=self._request_id, keep_alive=keep_alive, extra=extra)
+        return http1.reply(
+            status, body, request_id=self._request_id, keep_alive=keep_alive, extra=extra, content_type=content_type
+        )
 
     def _say_in_stream(self, body: bytes, outcome: str) -> bytes:
         """Put an engine's error into the stream that was promised: an event, and no terminating chunk."""

@@ -149,6 +149,10 @@ class App:
 
             self.router.jobs = Jobs(self.router, pod)
             registry.register(self.router.jobs.metrics)
+        if settings.result_cache.enabled:
+            from llmfleet.router.results.relay import Results
+
+            self.router.results = Results(self.router)
         self.spans = spans_of(self.router, pod)
         self.checks = Checks(self.router)
         self._timers: list[asyncio.Task[None]] = []
@@ -171,6 +175,8 @@ class App:
         self.admin_port = self._runner.addresses[0][1]
         if self.router.jobs is not None:
             self.router.jobs.start()
+        if self.router.results is not None:
+            self.router.results.start()
         if self.spans is not None:
             self.spans.start()
         self._timers = [
@@ -226,6 +232,8 @@ class App:
         self._server.close()
         if self.router.jobs is not None:
             await self.router.jobs.close()
+        if self.router.results is not None:
+            await self.router.results.close()
         for client in list(self.router.clients):
             client.reset()
         for backend in self.router.fleet.backends.values():

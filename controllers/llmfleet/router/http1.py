@@ -10,6 +10,7 @@ from typing import Final
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK: Final = b"0\r\n\r\n"
+JSON: Final = b"application/json"
 
 PHRASES: Final = {
     200: b"OK",
@@ -75,7 +76,7 @@ def reply(
     keep_alive: bool,
     extra: bytes = b"",
     with_body: bool = True,
-    content_type: bytes = b"application/json",
+    content_type: bytes = JSON,
 ) -> bytes:
     """Write a whole answer of the router's own; `extra` is further header lines, each ended by CR LF."""
     return b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\nx-request-id: %b\r\n%b%bcontent-length: %d\r\n\r\n%b" % (

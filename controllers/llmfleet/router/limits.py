@@ -176,6 +176,17 @@ class Redis:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResultCache:
+    """Answers to deterministic requests are kept in Redis and given again."""
+
+    enabled: bool = switch(False)
+    ttl_seconds: float = setting(300, 1, 86400)
+    max_entry_bytes: int = setting(256 << 10, 1024, 16 << 20)
+    max_memory_share: float = setting(0.5, 0.01, 1)
+    lookup_seconds: float = setting(0.02, 0.001, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Queue:
     """What waits, and for how long."""
 
@@ -241,6 +252,7 @@ class Settings:
     health: Health = Health()
     retries: Retries = Retries()
     redis: Redis = Redis()
+    result_cache: ResultCache = ResultCache()
     queue: Queue = Queue()
     disaggregation: Disaggregation = Disaggregation()
     body: Body = Body()
@@ -269,6 +281,7 @@ SECTIONS: Final[dict[str, Any]] = {
     "health": Health,
     "retries": Retries,
     "redis": Redis,
+    "result_cache": ResultCache,
     "queue": Queue,
     "disaggregation": Disaggregation,
     "body": Body,
@@ -313,6 +326,8 @@ def parse_settings(raw: object) -> Settings:
         if name not in classes:
             raise SettingsError(f"queue.classes: {name} is not one of the classes: {', '.join(classes)}")
     _refuse_half_a_sentinel(sections["redis"])
+    if sections["result_cache"].enabled and not sections["redis"].wanted:
+        raise SettingsError("resultCache.enabled: answers are kept in Redis, and none is named: write redis.url too")
     return Settings(
         **sections,
         classes=classes,

@@ -34,6 +34,7 @@ from llmfleet.telemetry import RouterMetrics
 if TYPE_CHECKING:  # Redis' client is only for routers with jobs, and clients know their router
     from llmfleet.router.clients.proxy import Client
     from llmfleet.router.jobs.app import Jobs
+    from llmfleet.router.results.relay import Results
     from llmfleet.router.tracing.relay import Tracer
 log = logging.getLogger(__name__)
 FIRST_REQUEST_SECONDS: Final = 1.0  # a connection this young was made to ask something: its request may be unread yet
@@ -74,6 +75,7 @@ class Router:
         self.loaded_at = 0.0  # by the wall clock: shown to clients as the models' creation time
         self.draining = False
         self.jobs: Jobs | None = None
+        self.results: Results | None = None
         self.max_connections = 1
         self.clients: set[Client] = set()
         self.keyed = keyed  # clients need a key
@@ -260,10 +262,10 @@ class Router:
         room = record.pool.room
         if room is not None and record.attempts:
             room.drain.released(self.loop.time() - record.started - record.queued, room.drain.slots)
-        if outcome == "complete":
-            stats.duration.observe(record.last - record.started)
         tenant, used = record.tenant, None
-        if record.engine is not None:
+        if record.engine is not None:  # an answer from the cache says nothing of engines
+            if outcome == "complete":
+                stats.duration.observe(record.last - record.started)
             used = record.answer.used(record.size, outcome in ("truncated", "aborted"))
         if used is not None:
             stats.count_tokens(tenant.name, used.prompt, used.completion)

@@ -7,7 +7,7 @@ was forwarded a second engine's. It never parses a request, accepts a connection
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from llmfleet.router import errors
@@ -108,6 +108,15 @@ class Exchange(Attempt):
             self._dispatch(backend)
         elif (refusal := self._wait()) is not None:
             self._refuse(refusal, "refused")
+
+    def repeat(self, body: bytes, content_type: bytes, extra: bytes) -> None:
+        """Answer with what was answered before: no engine is asked."""
+        self.last = self.router.loop.time()
+        self._say(self.answer.whole(200, body, "complete", extra, content_type))
+
+    def overheard(self, by: Callable[[Requester], Requester]) -> None:
+        """Let somebody hear what the client gets."""
+        self._client = by(self._client)
 
     # ---- waiting ----
 

@@ -84,6 +84,7 @@ def fleet_answer(router: Router, pod: str) -> dict[str, Any]:
         "waiting": {name: count for name in router.fleet.models if (count := router.waiting(name))},
         **view(router.fleet),
         **({} if router.jobs is None else {"jobs": router.jobs.described()}),
+        **({} if router.results is None else {"resultCache": router.results.described()}),
     }
 
 

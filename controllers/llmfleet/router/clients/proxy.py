@@ -279,7 +279,10 @@ class Client(asyncio.Protocol):
         affinity = router.affinity
         if affinity is not None and route.streams and (len(pool.open) > 1 or pool.disaggregated):
             exchange.keys = affinity.keys(tenant.name, pool.name, route.dialect, admitted.document, origin.session)
-        exchange.start()
+        if router.results is None:
+            exchange.start()
+        else:
+            router.results.begin(exchange, admitted, reader.head)
 
     def _read_origin(self) -> Origin | None:
         """Say where a request goes and from whom it is, or answer it here."""

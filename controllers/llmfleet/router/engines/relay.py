@@ -70,7 +70,9 @@ class Services(Protocol):
 class Requester(Protocol):
     """The client side of an exchange."""
 
-    blocked: bool  # it does not take bytes at the moment
+    @property
+    def blocked(self) -> bool:
+        """Whether it takes no bytes at the moment."""
 
     def write(self, data: bytes) -> None:
         """Send bytes, or drop them if the connection is already closing."""

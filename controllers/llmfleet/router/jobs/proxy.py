@@ -35,7 +35,6 @@ if TYPE_CHECKING:  # only for routers with a collector of spans
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 2.0  # between two looks of a client that waits, should an announcement be missed
-JSON: Final = b"application/json"
 APPLIED: Final = b"preference-applied: respond-async\r\n"
 DO_NOT_REPEAT: Final = b"x-should-retry: false\r\n"  # official SDKs would send the whole request again
 
@@ -72,7 +71,7 @@ class Reply:
 
     status: int
     body: bytes
-    content_type: bytes = JSON
+    content_type: bytes = http1.JSON
     extra: bytes = b""
     reason: str = ""  # code of a refusal
 

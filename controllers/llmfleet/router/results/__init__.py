@@ -1,0 +1,1 @@
+"""Answers to deterministic requests, kept in Redis for a while and given again."""
