@@ -88,6 +88,8 @@ def test_every_value_is_read_somewhere(chart: str) -> None:
         ("fleet.namespaceOverride", "Team_A", "does not match pattern"),
         ("fleet.router.settings.drain", {"settleSecs": 1}, "additional properties 'settleSecs' not allowed"),
         ("fleet.router.settings.drain.timeoutSeconds", 100000, "maximum: got 100,000, want 86,400"),
+        ("fleet.router.settings.resultCache", {"ttl": 5}, "additional properties 'ttl' not allowed"),
+        ("fleet.router.settings.resultCache.maxEntryBytes", 10, "minimum: got 10, want 1,024"),
         ("fleet.router.settings.classes", {"high": -2000}, "minimum: got -2,000, want -1,000"),
         ("fleet.tests.apiKeySecretRef", {"secret": "x"}, "additional properties 'secret' not allowed"),
         ("fleet.router.settings.logLevel", "loud", "value must be one of 'debug', 'info', 'warning', 'error'"),
@@ -171,6 +173,10 @@ def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
         (
             nested("fleet.router", {"enabled": False, "apiKeys": {"existingSecret": "tenants"}}),
             "engines would answer everybody. Write router.enabled=true, or take router.apiKeys away",
+        ),
+        (
+            nested("fleet", {"redis": {"enabled": False}, "router": {"settings": {"resultCache": {"enabled": True}}}}),
+            "keeps answers in Redis, and there is none: write redis.enabled=true, redis.external.url or",
         ),
         (
             nested("fleet.router.enabled", False),
