@@ -250,7 +250,15 @@ def jobs(history: History) -> Iterator[Violation]:
             yield Violation(invariant=6, what="more than one end", tag=call.tag, detail={"job": job, "states": after})
         if ends[0] == "complete" and not any(whole for _, _, whole in states):
             yield Violation(invariant=6, what="complete without a whole result", tag=call.tag, detail={"job": job})
+    waited_for = {call.tag for call in accepted.values()}
     for tag, tries in _tries(history).items():
-        good = sum(one.how == ANSWERED for one in tries)
-        if good > 1 and any(call.tag == tag for call in accepted.values()):
-            yield Violation(invariant=6, what=f"answered {good} times", tag=tag)
+        good = [one for one in tries if one.how == ANSWERED]
+        for first, second in pairwise(good if tag in waited_for else ()):
+            if not _router_went(history.faults, first.received, second.received):
+                times = {"first": first.ended, "second": second.received, "ids": [first.request_id, second.request_id]}
+                yield Violation(invariant=6, what=f"answered {len(good)} times", tag=tag, detail=times)
+
+
+def _router_went(faults: Iterable[Fault], began: float, ended: float) -> bool:
+    """Whether a router was killed, or ended, in a span: it took with it what it had been told and had not stored."""
+    return any(f.what in ("router-killed", "router-ended") and began <= f.at <= ended for f in faults)

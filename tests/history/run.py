@@ -188,7 +188,7 @@ def tell(history: History) -> str:
     lines += ["jobs: " + (", ".join(f"{count} {state}" for state, count in jobs.most_common()) or "none")]
     lines += ["faults: " + (", ".join(f"{count} {what}" for what, count in faults.items()) or "none")]
     zero = min((c.began for c in history.calls), default=0.0)
-    lines += [f"  {fault.at - zero:7.1f} s {fault.what} {fault.target}" for fault in history.faults[:40]]
+    lines += [f"  {fault.at - zero:7.1f} s {fault.what} {fault.target}" for fault in history.faults]
     slow = sorted(history.calls, key=lambda c: c.began - c.ended)[:5]
     lines += ["longest: " + ", ".join(f"{c.ended - c.began:.0f} s from {c.began - zero:.0f} s ({c.how})" for c in slow)]
     return "\n".join(lines)

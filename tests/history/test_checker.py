@@ -74,6 +74,15 @@ def test_a_history_that_keeps_every_promise_is_clean():
     assert check(good()) == []
 
 
+@pytest.mark.parametrize(("at", "violations"), [(0.95, 0), (0.05, 1), (3.0, 1)])
+def test_an_answer_that_a_killed_router_had_not_stored_may_be_made_again(at: float, violations: int):
+    """Invariant 6 is about ids: nobody can know of an answer that its only reader did not live to write down."""
+    history = good()
+    history.tries.append(attempt("j", began=2.0))
+    history.faults.append(Fault(what="router-killed", target="router-7", at=at))
+    assert [v.invariant for v in check(history)] == [6] * violations
+
+
 def changed(change: Callable[[History], None]) -> History:
     history = good()
     change(history)
