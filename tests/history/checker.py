@@ -8,7 +8,7 @@ last byte was written, a span in which the router cannot have believed anything 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import pairwise
 
 from history.records import (
@@ -47,8 +47,11 @@ def _tries(history: History) -> dict[str, list[Try]]:
     return found
 
 
-def _during(faults: Iterable[Fault], what: str, target: str, began: float, ended: float) -> bool:
-    return any(f.what == what and f.target == target and began <= f.at <= ended for f in faults)
+def _during(
+    faults: Iterable[Fault], whats: Container[str], began: float, ended: float, target: str | None = None
+) -> bool:
+    """Whether something of this kind was done in a span, to one target or to any."""
+    return any(f.what in whats and target in (None, f.target) and began <= f.at <= ended for f in faults)
 
 
 # ---- 1: a 200 is a whole answer, an error event or a reset ----
@@ -58,7 +61,7 @@ def answers(history: History) -> Iterator[Violation]:
     """Invariant 1, and that every request gets an answer at all."""
     for call in history.calls:
         # A killed process cannot say anything; what was open on it may end in any way that is not a whole answer.
-        killed = _during(history.faults, "router-killed", call.router, call.began, call.ended)
+        killed = _during(history.faults, ("router-killed",), call.began, call.ended, call.router)
         what = _wrong_end(call, killed) or _wrong_content(call)
         if what:
             detail = {"how": call.how, "status": call.status, "pieces": len(call.pieces), "asked": call.asked}
@@ -254,11 +257,7 @@ def jobs(history: History) -> Iterator[Violation]:
     for tag, tries in _tries(history).items():
         good = [one for one in tries if one.how == ANSWERED]
         for first, second in pairwise(good if tag in waited_for else ()):
-            if not _router_went(history.faults, first.received, second.received):
+            # A router that went took with it what it had been told and had not stored.
+            if not _during(history.faults, ("router-killed", "router-ended"), first.received, second.received):
                 times = {"first": first.ended, "second": second.received, "ids": [first.request_id, second.request_id]}
                 yield Violation(invariant=6, what=f"answered {len(good)} times", tag=tag, detail=times)
-
-
-def _router_went(faults: Iterable[Fault], began: float, ended: float) -> bool:
-    """Whether a router was killed, or ended, in a span: it took with it what it had been told and had not stored."""
-    return any(f.what in ("router-killed", "router-ended") and began <= f.at <= ended for f in faults)

@@ -20,6 +20,7 @@ from llmfleet.router.jobs import rules
 from llmfleet.router.jobs.client import Store
 from llmfleet.router.jobs.entry import ID_BYTES, Claim, Request, job_id
 from llmfleet.router.jobs.execute import Worker
+from llmfleet.router.jobs.primary.client import end
 from llmfleet.router.jobs.proxy import Call, Connection, Desk
 from llmfleet.router.jobs.relay import Collector
 from llmfleet.router.keys import ANONYMOUS, Tenant
@@ -31,7 +32,6 @@ from llmfleet.telemetry import JobGauges, JobMetrics
 log = logging.getLogger(__name__)
 
 FAREWELL_SECONDS: Final = 2.0
-CANCEL_SECONDS: Final = 0.2
 
 
 class Jobs:
@@ -63,12 +63,7 @@ class Jobs:
         """Tell Redis what is left to tell, then let go of it."""
         self.worker.give_up()
         await self.worker.settled(FAREWELL_SECONDS)
-        left = set(self._tasks)
-        while left:
-            # Redis' client can lose a cancellation in a look at its socket that has a timeout of its own.
-            for task in left:
-                task.cancel()
-            left = (await asyncio.wait(left, timeout=CANCEL_SECONDS))[1]
+        await end(self._tasks)
         await self.store.close()
 
     def exchanges(self) -> list[Exchange]:

@@ -35,7 +35,7 @@ from llmfleet.router.jobs.entry import (
     view_of,
 )
 from llmfleet.router.jobs.primary.agree import Primary, needed_copies
-from llmfleet.router.jobs.primary.client import CONNECT_SECONDS, Source, reason_of
+from llmfleet.router.jobs.primary.client import BROKEN, CONNECT_SECONDS, Source, let_go, reason_of
 from llmfleet.router.jobs.rules import MAX_ATTEMPTS
 from llmfleet.router.jobs.troubles import Doubtful, Unavailable
 from llmfleet.router.limits import Queue, Redis
@@ -52,8 +52,6 @@ ORPHAN_SECONDS: Final = 60.0  # beyond four leases nobody renewed or claimed: th
 NEVER_MILLISECONDS: Final = 1 << 40
 PATIENT_SECONDS: Final = 2.0  # for what no client waits for
 FENCE_BYTES: Final = 8
-# The last is uvloop's word for a connection that was closed under a call, as all are when another one is opened.
-BROKEN: Final = (RedisError, OSError, TimeoutError, RuntimeError)
 
 
 class Heard(Protocol):
@@ -172,14 +170,7 @@ class Store:
     async def _close(self) -> None:
         client, self._client = self._client, None
         source, self._source = self._source, None
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                if client is not None:
-                    await client.aclose(close_connection_pool=True)
-                if source is not None:
-                    await source.close()
-        except (RedisError, OSError, TimeoutError) as error:
-            log.debug("closing redis", extra={"fields": {"reason": reason_of(error)}})
+        await let_go(client, source)
 
     async def close(self) -> None:
         """Let go of every connection."""

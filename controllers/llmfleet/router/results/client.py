@@ -12,10 +12,10 @@ import random
 from typing import Final, cast
 
 import redis.asyncio as redis
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 
 from llmfleet.router.jobs import scripts
-from llmfleet.router.jobs.primary.client import CONNECT_SECONDS, Source, reason_of
+from llmfleet.router.jobs.primary.client import BROKEN, CONNECT_SECONDS, Source, end, let_go, reason_of
 from llmfleet.router.jobs.troubles import Unavailable
 from llmfleet.router.limits import Settings
 from llmfleet.router.results.plan import may_grow
@@ -29,9 +29,6 @@ STORE_SECONDS: Final = 1.0  # nobody waits for it
 LOOK_SECONDS: Final = 1.0
 REST_SECONDS: Final = 0.25  # without lookups after one that came too late
 BACKOFF_SECONDS: Final = (0.1, 2.0)
-CLOSE_SECONDS: Final = 0.2
-# The last is uvloop's word for a connection that was closed under a call, as all are when another one is opened.
-BROKEN: Final = (RedisError, OSError, TimeoutError, RuntimeError)
 
 
 class Shelf:
@@ -60,9 +57,7 @@ class Shelf:
     async def close(self) -> None:
         """Let go of every connection."""
         self.problem = self.problem or "the router stops"
-        while self._task is not None and not self._task.done():
-            self._task.cancel()  # Redis' client can lose a cancellation
-            await asyncio.wait({self._task}, timeout=CLOSE_SECONDS)
+        await end(() if self._task is None else (self._task,))
         await self._close()
 
     async def _hold(self) -> None:
@@ -121,14 +116,7 @@ class Shelf:
     async def _close(self) -> None:
         client, self._client = self._client, None
         source, self._source = self._source, None
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                if client is not None:
-                    await client.aclose(close_connection_pool=True)
-                if source is not None:
-                    await source.close()
-        except BROKEN as error:
-            log.debug("closing redis", extra={"fields": {"reason": reason_of(error)}})
+        await let_go(client, source)
 
     def _usable(self) -> redis.Redis:
         if self._client is None:

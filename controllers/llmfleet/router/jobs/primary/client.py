@@ -9,7 +9,8 @@ when a `Source` is made, which is at every connect.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
@@ -24,7 +25,12 @@ from llmfleet.router.jobs.primary.agree import Primary, Said, agreed, said_of
 from llmfleet.router.jobs.troubles import Unavailable
 from llmfleet.router.limits import Redis
 
+log = logging.getLogger(__name__)
+
 CONNECT_SECONDS: Final = 1.0
+CANCEL_SECONDS: Final = 0.2
+# The last is uvloop's word for a connection that was closed under a call, as all are when another one is opened.
+BROKEN: Final = (RedisError, OSError, TimeoutError, RuntimeError)
 
 
 class Source:
@@ -80,6 +86,28 @@ class Source:
     async def close(self) -> None:
         """Let go of the Sentinels."""
         await self._sentinels.aclose()
+
+
+async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks until none is left."""
+    left = set(tasks)
+    while left:
+        # Redis' client can lose a cancellation in a look at its socket that has a timeout of its own.
+        for task in left:
+            task.cancel()
+        left = (await asyncio.wait(left, timeout=CANCEL_SECONDS))[1]
+
+
+async def let_go(client: redis.Redis | None, source: Source | None) -> None:
+    """Close what there is of a connection; one that cannot even be closed is of no use either."""
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            if client is not None:
+                await client.aclose(close_connection_pool=True)
+            if source is not None:
+                await source.close()
+    except BROKEN as error:
+        log.debug("closing redis", extra={"fields": {"reason": reason_of(error)}})
 
 
 def _account(username: str, password_file: str) -> dict[str, Any]:
