@@ -67,6 +67,9 @@ lock: setup ## Rewrite the hash-locked requirement files from pyproject.toml
 	@.venv/bin/uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --quiet \
 	    --no-emit-index-url --no-emit-find-links --extra fast --group test --group lint --group build \
 	    -c requirements/runtime.txt -o requirements/dev.txt pyproject.toml
+	@.venv/bin/uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --quiet \
+	    --no-emit-index-url --no-emit-find-links --group native -c requirements/dev.txt \
+	    -o requirements/native.txt
 	@echo uv | .venv/bin/uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --no-annotate \
 	    --quiet --no-emit-index-url -c requirements/dev.txt -o requirements/uv.txt -
 

@@ -94,7 +94,7 @@ def test_a_build_from_nothing_in_another_folder_gives_the_same_bytes(
     """A space in the path, no layer in the cache; only the downloaded packages are the same files."""
     cache = tmp_path / "another cache"
     shutil.copytree(store.cache_folder() / "images" / "debs", cache / "images" / "debs", symlinks=True)
-    for reference, path in build(source, "sim", "redis", "vllm-cpu", cache=cache).lines:
+    for reference, path in build(source, *NAMES, cache=cache).lines:
         first = next(image.path for image in built.values() if image.reference == reference)
         assert path.name == first.name
         assert path.read_bytes() == first.read_bytes(), f"{reference} differs from one build to the next"

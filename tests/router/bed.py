@@ -22,6 +22,8 @@ from engine import Behaviour, Engine, ok
 from llmfleet.api.document import Document, Endpoint, Model, Peer, State, render, with_generation
 from llmfleet.router.app import App, Listen
 from llmfleet.router.limits import parse_settings
+from llmfleet.router.policy import Origin
+from llmfleet.router.relay import Exchange
 
 SCENARIO_SECONDS = 400
 
@@ -158,6 +160,16 @@ class Bed:
         data = await reader.read()
         writer.close()
         return data.partition(b"\r\n\r\n")[2]
+
+
+class Remade:
+    """Stands where a tracer would: requests are exchanges of a kind that a test makes, in a compiled router too."""
+
+    def __init__(self, remake: Callable[[type[Exchange]], type[Exchange]]) -> None:
+        self.remake = remake
+
+    def adopt(self, kind: type[Exchange], origin: Origin, head: bytes) -> tuple[type[Exchange], Origin]:
+        return self.remake(kind), origin
 
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}

@@ -12,11 +12,9 @@ from functools import partial
 
 import orjson
 import pytest
-from bed import Bed, scenario
+from bed import Bed, Remade, scenario
 
 from llmfleet.api.document import Role, State
-from llmfleet.router.disagg import plan, relay
-from llmfleet.router.disagg.plan import Handoff
 from sim.engine import free_port, start
 
 PROMPT = "The quick brown fox jumps over the lazy dog. " * 10
@@ -103,25 +101,24 @@ def alone(process, **changes):
     return process.complete(**ASK | {"model": "m"} | changes).json()["choices"][0]["text"]
 
 
-@pytest.fixture
-def between(monkeypatch):
-    """Give a function that does something once between the two legs, and may change the hand-off."""
+def between(running, happening):
+    """Do something once between the two legs; it may change what the first one answered."""
+    pending = [happening]
 
-    def arrange(happening):
-        real, pending = plan.read_handoff, [happening]
+    def remake(kind):
+        class Interrupted(kind):
+            def _take(self, body):
+                super()._take(pending.pop()(body) or body if pending else body)
 
-        def read_handoff(answer, now, settings):
-            handoff = real(answer, now, settings)
-            return pending.pop()(handoff) or handoff if pending else handoff
+        return Interrupted
 
-        monkeypatch.setattr(relay.plan, "read_handoff", read_handoff)
-
-    return arrange
+    running.router.tracer = Remade(remake)
 
 
-def changed(handoff, **changes):
-    params = orjson.loads(handoff.params) | changes
-    return Handoff(orjson.dumps(params), handoff.prompt_tokens, handoff.expires_at)
+def changed(answer, **changes):
+    document = orjson.loads(answer)
+    document["kv_transfer_params"] |= changes
+    return orjson.dumps(document)
 
 
 def text(answer):
@@ -197,16 +194,16 @@ async def test_two_hundred_prompts_at_once_each_continue_their_own(tmp_path):
 
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 @scenario
-async def test_a_prefill_engine_killed_between_the_legs_costs_time_and_nothing_else(tmp_path, between, stream):
+async def test_a_prefill_engine_killed_between_the_legs_costs_time_and_nothing_else(tmp_path, stream):
     async with bed(tmp_path, prefill=2) as running:
         expected = await asyncio.to_thread(alone, running.processes["p0"])
         victim = running.processes["p0"]
 
-        def kill(handoff):
+        def kill(answer):
             victim.signal(signal.SIGKILL)
             victim.exit_code()
 
-        between(kill)
+        between(running, kill)
         answer = await running.request(stream=stream)
         assert (answer.status, text(answer)) == (200, expected)
         assert running.counter("retries") == {"error_event" if stream else "status": 1}
@@ -215,11 +212,11 @@ async def test_a_prefill_engine_killed_between_the_legs_costs_time_and_nothing_e
 
 
 @scenario
-async def test_the_only_prefill_engine_killed_leaves_decode_serving_alone(tmp_path, between):
+async def test_the_only_prefill_engine_killed_leaves_decode_serving_alone(tmp_path):
     async with bed(tmp_path) as running:
         expected = await asyncio.to_thread(alone, running.processes["p0"])
         victim = running.processes["p0"]
-        between(lambda handoff: (victim.signal(signal.SIGKILL), victim.exit_code())[2:])
+        between(running, lambda answer: (victim.signal(signal.SIGKILL), victim.exit_code())[2:])
         assert text(await running.request(stream=True)) == expected
         for _ in range(5):
             assert text(await running.request(stream=True)) == expected
@@ -229,39 +226,39 @@ async def test_the_only_prefill_engine_killed_leaves_decode_serving_alone(tmp_pa
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 @pytest.mark.parametrize("prefill", [1, 2], ids=["one prefill engine", "two"])
 @scenario
-async def test_an_unreachable_side_channel_is_never_seen_by_the_client(tmp_path, between, stream, prefill):
+async def test_an_unreachable_side_channel_is_never_seen_by_the_client(tmp_path, stream, prefill):
     async with bed(tmp_path, prefill=prefill) as running:
         expected = await asyncio.to_thread(alone, running.processes["p0"])
-        between(lambda handoff: changed(handoff, remote_port=free_port(), remote_engine_id="unknown"))
+        between(running, lambda answer: changed(answer, remote_port=free_port(), remote_engine_id="unknown"))
         answer = await running.request(stream=stream)
         assert (answer.status, text(answer)) == (200, expected)
         assert running.ways() == ({"split": 2} if prefill == 2 else {"split": 1, "fallback": 1})
 
 
 @scenario
-async def test_a_wrong_engine_id_is_never_seen_by_the_client(tmp_path, between):
+async def test_a_wrong_engine_id_is_never_seen_by_the_client(tmp_path):
     async with bed(tmp_path) as running:
         expected = await asyncio.to_thread(alone, running.processes["p0"])
-        between(lambda handoff: changed(handoff, remote_engine_id="deadbeef"))
+        between(running, lambda answer: changed(answer, remote_engine_id="deadbeef"))
         answer = await running.request()
         assert (answer.status, text(answer)) == (200, expected)
         assert running.counter("retries") == {"status": 1}
 
 
 @scenario
-async def test_without_a_fallback_a_failed_handoff_without_another_pair_is_an_error(tmp_path, between):
+async def test_without_a_fallback_a_failed_handoff_without_another_pair_is_an_error(tmp_path):
     async with bed(tmp_path, settings={"fallback": "none"}) as running:
-        between(lambda handoff: changed(handoff, remote_engine_id="deadbeef"))
+        between(running, lambda answer: changed(answer, remote_engine_id="deadbeef"))
         answer = await running.request(stream=True)
         assert (answer.status, answer.error["code"]) == (500, 500)
         assert (await running.request(stream=True)).status == 200
 
 
 @scenario
-async def test_with_the_recompute_policy_the_decode_engine_heals_it_alone(tmp_path, between):
+async def test_with_the_recompute_policy_the_decode_engine_heals_it_alone(tmp_path):
     async with bed(tmp_path, kv_load_failure_policy="recompute") as running:
         expected = await asyncio.to_thread(alone, running.processes["p0"])
-        between(lambda handoff: changed(handoff, remote_port=free_port(), remote_engine_id="unknown"))
+        between(running, lambda answer: changed(answer, remote_port=free_port(), remote_engine_id="unknown"))
         answer = await running.request(stream=True)
         assert (answer.status, text(answer)) == (200, expected)
         assert running.counter("retries") == {} and running.ways() == {"split": 1}
@@ -290,12 +287,12 @@ async def test_engines_that_cannot_read_each_other_serve_all_the_same(tmp_path):
 
 @scenario
 async def test_a_decode_engine_killed_between_the_legs_means_a_new_first_leg_and_another_decode_engine(
-    tmp_path, between
+    tmp_path,
 ):
     async with bed(tmp_path, decode=2) as running:
         expected = await asyncio.to_thread(alone, running.processes["p0"])
         victim = running.processes["d0"]
-        between(lambda handoff: (victim.signal(signal.SIGKILL), victim.exit_code())[2:])
+        between(running, lambda answer: (victim.signal(signal.SIGKILL), victim.exit_code())[2:])
         answer = await running.request(stream=True)
         assert (answer.status, text(answer)) == (200, expected)
         assert running.ways() == {"split": 2}
@@ -319,10 +316,10 @@ async def test_a_decode_engine_killed_in_the_middle_of_an_answer_ends_it_with_an
 
 
 @scenario
-async def test_a_draining_prefill_engine_hands_over_what_it_has_computed(tmp_path, between):
+async def test_a_draining_prefill_engine_hands_over_what_it_has_computed(tmp_path):
     async with bed(tmp_path, flags=("--shutdown-timeout", "30")) as running:
         expected = await asyncio.to_thread(alone, running.processes["p0"])
-        between(lambda handoff: running.processes["p0"].signal(signal.SIGTERM))
+        between(running, lambda answer: running.processes["p0"].signal(signal.SIGTERM))
         assert text(await running.request(stream=True)) == expected
         assert running.ways() == {"split": 1}
         generation = running.publish(p0={"state": State.DRAINING})

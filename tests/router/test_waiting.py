@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from bed import CHAT, STREAM, Bed, scenario
+from bed import CHAT, STREAM, Bed, Remade, scenario
 from engine import chat_events, drop, endless, ok, play, silent, status
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from llmfleet.api.document import Document, Endpoint, Model, ModelState, render, with_generation
 from llmfleet.router.keys import ANONYMOUS
 from llmfleet.router.limits import Queue
-from llmfleet.router.pick import Fleet, ModelPool, pick
-from llmfleet.router.relay import Exchange
+from llmfleet.router.pick import Backend, Fleet, ModelPool, pick
 from llmfleet.router.waits import Waits
 
 
@@ -456,7 +455,7 @@ def two_who_wait():
 
 def test_who_was_passed_over_as_its_time_was_up_is_told_so_when_nobody_else_waits_any_more():
     waits, first, second = two_who_wait()
-    second.engine = object()
+    second.engine = Backend(Endpoint(instance="e", address="127.0.0.1:1", pod_uid="u"))
     waits.serve(60.5)
     assert second.told == ["go"] and "m" in waits.pools
     assert waits.expire(60.6) == [first]
@@ -489,16 +488,18 @@ async def test_a_request_that_is_sent_again_on_its_engine_keeps_its_slot():
 
 
 @scenario
-async def test_a_request_that_cannot_be_sent_after_its_wait_harms_nobody_else(monkeypatch):
-    send = Exchange._dispatch
+async def test_a_request_that_cannot_be_sent_after_its_wait_harms_nobody_else():
+    def fails_for_one(kind):
+        class Failing(kind):
+            def _dispatch(self, backend):
+                if b"poison" in self.body:
+                    raise ValueError("planted")
+                super()._dispatch(backend)
 
-    def fail_for_one(exchange, backend):
-        if b"poison" in exchange.body:
-            raise ValueError("planted")
-        send(exchange, backend)
+        return Failing
 
-    monkeypatch.setattr(Exchange, "_dispatch", fail_for_one)
     async with Bed(ok(delay=0.8), slots=1) as bed:
+        bed.router.tracer = Remade(fails_for_one)
         clients = [await bed.client() for _ in range(3)]
         for number, client in enumerate(clients):
             await client.send(CHAT | ({"user": "poison"} if number == 1 else {}))

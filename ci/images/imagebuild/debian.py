@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagebuild import elf, tree
@@ -49,6 +49,12 @@ def parse_lock(text: str) -> list[Package]:
 def architecture() -> str:
     """Return Debian's name for this machine's architecture; OCI uses the same words."""
     return _run(["dpkg", "--print-architecture"]).strip()
+
+
+def of_architecture(packages: Iterable[Package], name: str) -> list[Package]:
+    """Name the packages that have an architecture in their names as this one calls them; a lock has amd64's names."""
+    here = {"amd64": "x86-64", "arm64": "aarch64"}.get(name, name)
+    return [replace(package, name=package.name.replace("x86-64", here)) for package in packages]
 
 
 def file_system(archives: Sequence[Path]) -> Tree:

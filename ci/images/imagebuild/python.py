@@ -31,7 +31,14 @@ class PythonError(Exception):
     """A message for the person at the terminal."""
 
 
-def requirements(lock: Path, base: Mapping[str, Entry], pip: Mapping[str, Entry], *, cache: Path) -> Tree:
+def requirements(
+    lock: Path,
+    base: Mapping[str, Entry],
+    pip: Mapping[str, Entry],
+    *,
+    cache: Path,
+    unwanted: re.Pattern[str] = UNWANTED,
+) -> Tree:
     """Install exactly the locked wheels into a tree; a file whose hash is not in the lock is refused.
 
     The image's own Python runs pip, because pip reads markers such as `python_full_version` from the
@@ -44,7 +51,7 @@ def requirements(lock: Path, base: Mapping[str, Entry], pip: Mapping[str, Entry]
         arguments += ["--require-hashes", "--only-binary=:all:", "--target", str(target), "--requirement", str(lock)]
         run(root, arguments, os.environ | {"PYTHONPATH": str(wheel)})
         installed = tree.read_folder(target)
-    return tree.below(SITE, tree.without(installed, lambda path: UNWANTED.match(path) is not None))
+    return tree.below(SITE, tree.without(installed, lambda path: unwanted.match(path) is not None))
 
 
 def package(folder: Path) -> Tree:
@@ -105,12 +112,14 @@ def unpacked(image: Tree, cache: Path) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def run(root: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Run the image's Python through the image's own loader: no chroot, no privilege."""
+def run(root: Path, arguments: Sequence[str], environment: Mapping[str, str], folder: Path | None = None) -> str:
+    """Run the image's Python through the image's own loader, and return what it prints: no chroot, no privilege."""
     loader = next(iter(sorted(root.glob("usr/lib*/ld-linux-*.so.*"))))
     libraries = ":".join(str(path) for path in (root / "usr/lib").glob("*-linux-gnu"))
     command = [str(loader), "--library-path", libraries, str(root / f"usr/bin/python{VERSION}"), "-S", "-P", "-s"]
     inside = {**environment, "PYTHONHOME": str(root / "usr"), "PYTHONHASHSEED": "0"}
-    done = subprocess.run([*command, *arguments], env=inside, capture_output=True, text=True, check=False)
+    command += arguments
+    done = subprocess.run(command, env=inside, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise PythonError(f"{' '.join(arguments[:3])} failed:\n{done.stdout.strip()}\n{done.stderr.strip()}".strip())
+    return done.stdout

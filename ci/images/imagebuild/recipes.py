@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagebuild import containerfile, debian, oci, python, root, store, tree
+from imagebuild import containerfile, debian, native, oci, python, root, store, tree
 from imagebuild.tree import Tree
 
 NAMESPACE = "localhost/llmfleet"
 # The modules whose code decides what is in an image; a change elsewhere rebuilds nothing.
-DECIDING = ("debian.py", "elf.py", "oci.py", "python.py", "recipes.py", "root.py", "tree.py")
+DECIDING = ("debian.py", "elf.py", "native.py", "oci.py", "python.py", "recipes.py", "root.py", "tree.py")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ def images(version: str) -> Mapping[str, Image]:
     """Return every image by the name of its folder below images/."""
     base = ("base", "wheels")
     return {
-        "llmfleet": Image(repository="llmfleet", tag=version, layers=(*base, "llmfleet")),
+        "llmfleet": Image(repository="llmfleet", tag=version, layers=(*base, "native", "llmfleet")),
         "sim": Image(repository="engine-sim", tag=version, layers=(*base, "sim")),
         "redis": Image(repository="redis", tag="7.0", layers=("redis",)),
         "vllm-cpu": Image(repository="vllm-cpu", tag="0.32.0", layers=("base", "vllm-cpu")),
@@ -64,6 +64,16 @@ class Checkout:
     @property
     def requirements(self) -> Path:
         return self.folder / "requirements/runtime.txt"
+
+    @property
+    def mypyc(self) -> Path:
+        """What compiles Python modules to C."""
+        return self.folder / "requirements/native.txt"
+
+    @property
+    def compiled(self) -> list[str]:
+        """Return the names of the router's modules that are held as machine code."""
+        return native.module_names((self.folder / "images/llmfleet/compiled").read_text())
 
 
 class Kitchen:
@@ -112,6 +122,8 @@ class Kitchen:
                 return self._checkout.packages("base"), self._base
             case "wheels":
                 return (self.layer("base").digest, self._checkout.requirements.read_bytes()), self._wheels
+            case "native":
+                return self._native()
             case "llmfleet":
                 return self._app("llmfleet", self._checkout.scripts("llmfleet"))
             case "sim":
@@ -141,9 +153,33 @@ class Kitchen:
 
     def _wheels(self) -> Tree:
         base = store.unpack(self.layer("base"))
-        pip = debian.file_system(self._packages.fetch(self._checkout.packages("base/pip")))
-        installed = python.requirements(self._checkout.requirements, base, pip, cache=self._store.folder)
+        installed = self._installed(self._checkout.requirements, base, python.UNWANTED)
         return installed | self._compiled(installed)
+
+    def _installed(self, lock: Path, base: Tree, unwanted: re.Pattern[str]) -> Tree:
+        """Install the wheels of a lock."""
+        pip = debian.file_system(self._packages.fetch(self._checkout.packages("base/pip")))
+        return python.requirements(lock, base, pip, cache=self._store.folder, unwanted=unwanted)
+
+    def _native(self) -> tuple[object, Callable[[], Tree]]:
+        """The router's hot path as machine code: extension modules that lie beside their sources."""
+        sources = native.seen(python.package(self._checkout.folder / "controllers/llmfleet"))
+        lock, names = self._checkout.mypyc, self._checkout.compiled
+        compiler = self._checkout.packages("llmfleet/compiler")
+        key = (self.layer("base").digest, lock.read_bytes(), names, compiler, tree.fingerprint(sources))
+        return key, lambda: self._machine_code(sources, names, compiler)
+
+    def _machine_code(self, sources: Tree, names: Sequence[str], compiler: Sequence[debian.Package]) -> Tree:
+        base = store.unpack(self.layer("base"))
+        return native.modules(
+            sources,
+            names,
+            base,
+            self._installed(self._checkout.mypyc, base, native.UNWANTED),
+            debian.file_system(self._packages.fetch(debian.of_architecture(compiler, self._architecture))),
+            architecture=self._architecture,
+            cache=self._store.folder,
+        )
 
     def _app(self, package: str, scripts: Mapping[str, str]) -> tuple[object, Callable[[], Tree]]:
         """Our own code: the layer that changes with every commit, and the smallest."""

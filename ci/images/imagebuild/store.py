@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from imagebuild import oci
-from imagebuild.tree import Tree, read_tar
+from imagebuild.tree import Tree, fingerprint, read_tar, with_parents, write_folder
 
 KEEP = 3
 KEEP_SECONDS = 3600
@@ -39,7 +39,7 @@ def key(*parts: object) -> str:
 
 
 class Store:
-    """One folder: `layers/NAME-KEY/` and `NAME-KEY.tar`."""
+    """One folder: `layers/NAME-KEY/`, `NAME-KEY.tar`, and what is laid out in `NAME-KEY/`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -89,6 +89,20 @@ class Store:
         say(f"{name}: {path.stat().st_size / 1e6:.1f} MB, {digest}")
         self._retire(self.folder.glob(f"{name}-{'[0-9a-f]' * KEY_LENGTH}.tar"))
         return path
+
+    def laid_out(self, name: str, files: Tree) -> Path:
+        """Return a folder that holds a tree, written now if it never was."""
+        home = self.folder / f"{name}-{key(fingerprint(files))}"
+        if not home.exists():
+            scratch = Path(tempfile.mkdtemp(dir=self.folder))
+            try:
+                write_folder(with_parents(files), scratch)
+                scratch.rename(home)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        home.touch()
+        self._retire(self.folder.glob(f"{name}-{'[0-9a-f]' * KEY_LENGTH}"))
+        return home
 
     def _retire(self, versions: Iterator[Path]) -> None:
         """Remove what is neither among the newest nor young enough for somebody to be about to use it."""

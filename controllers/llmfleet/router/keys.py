@@ -162,27 +162,27 @@ def _models(raw: object, path: str) -> frozenset[str] | None:
     return frozenset(raw)
 
 
-def _whole(fields: Mapping[str, Any], key: str, path: str) -> int:
+def _whole(fields: Mapping[Any, Any], key: str, path: str) -> int:
     value = fields.get(key, 0)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 10**12:
         raise KeysError(f"{path}.{key}: {value!r} is not a whole number; 0 or nothing means without bound")
     return value
 
 
-def _fraction(fields: Mapping[str, Any], key: str, path: str, most: float) -> float:
+def _fraction(fields: Mapping[Any, Any], key: str, path: str, most: float) -> float:
     value = fields.get(key, 1)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
         raise KeysError(f"{path}.{key}: {value!r} is not a number above 0 and at most {most}")
     return float(value)
 
 
-def _mapping(value: object, path: str) -> Mapping[str, Any]:
+def _mapping(value: object, path: str) -> Mapping[Any, Any]:
     if not isinstance(value, dict):
         raise KeysError(f"{path}: write a mapping, not {type(value).__name__}")
     return value
 
 
-def _known(values: Mapping[str, Any], names: tuple[str, ...], path: str) -> None:
+def _known(values: Mapping[Any, Any], names: tuple[str, ...], path: str) -> None:
     for key in values:
         if key not in names:
             where = f"{path}.{key}" if path else str(key)[:80]

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from llmfleet.router import errors
 from llmfleet.router.answer import FAILING, OVER, PASSING, STREAMING, UNARY, Again, Answer, Broken, Verdict
 from llmfleet.router.client import Upstream
@@ -28,6 +30,7 @@ RETRY_SOON: Final = 5  # seconds, for a client that an engine is being started f
 REST_SECONDS: Final = 0.5  # in which the rest of a failure comes, or it is judged without
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)  # traced ones
 class Exchange(Attempt):
     """One request on its way to its answer; when it is over it is the record of what happened."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,9 +105,9 @@ def _ours(place: Place, settings: Mapping[str, object], roles: Sequence[Role], *
     options += ["--backends", place.write("backends.json", render(document))]
     options += ["--host", "127.0.0.1", "--port", str(place.port), "--admin-port", str(place.spare_port)]
     options += ["--keys", place.write("keys.yaml", yaml.safe_dump(TENANTS))] if keys else []
-    command = [sys.executable, "-m", "llmfleet", "router", *options]
+    program, environment = programs.image()
     features = yaml.safe_dump({"keys": keys} | chosen, default_flow_style=True, width=1000).strip()
-    return Start(command=command, version=commit(), features=features)
+    return Start(command=[*program, "router", *options], version=commit(), environment=environment, features=features)
 
 
 def commit() -> str:

@@ -109,6 +109,25 @@ def environment(name: str) -> Path:
     return _kept(name, [lock.read_bytes(), sys.version.encode()], make) / "venv"
 
 
+def image() -> tuple[list[str], dict[str, str]]:
+    """Return the command of the image's `llmfleet` and its environment: what clusters run, byte for byte."""
+    build = [str(ROOT / "ci/images/build"), "llmfleet"]
+    done = subprocess.run(build, capture_output=True, text=True)
+    if done.returncode:
+        raise Missing(f"the image: {done.stderr.strip()[-300:]}")
+    archive = Path(done.stdout.split(" ", 1)[1].strip())
+    lay_out = [build[0], "--tree"]
+    root = _kept(
+        "image", [archive.name.encode()], lambda to: _run([*lay_out, str(to), "llmfleet"], "laying out the image")
+    )
+    loader = next(iter(sorted(root.glob("usr/lib*/ld-linux-*.so.*"))))
+    libraries = ":".join(map(str, root.glob("usr/lib/*-linux-gnu")))
+    python = next(root.glob("usr/bin/python3.*"))
+    command = [str(loader), "--library-path", libraries, str(python), "-Psu", "-m", "llmfleet"]
+    packages = next(root.glob("usr/local/lib/python3.*/dist-packages"))
+    return command, {"PYTHONHOME": str(root / "usr"), "PYTHONPATH": str(packages)}
+
+
 def _kept(name: str, inputs: list[bytes], make: Callable[[Path], None]) -> Path:
     """Return the cache's folder of these inputs, making it first; it appears by one rename, so it is always whole."""
     folder = cache() / f"{name}-{hashlib.sha256(b'|'.join(inputs)).hexdigest()[:16]}"

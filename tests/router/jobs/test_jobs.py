@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -533,8 +534,11 @@ async def test_what_overflows_into_jobs_is_a_setting(redis_server):
     async with JobBed(redis_server, ok(), overflow="async", asyncThreshold=3, maxJobBytes=2000) as bed:
 
         def overflows(waiting: int, size: int = 100) -> bool:
-            bed.router.waiting = lambda model: waiting
-            return bed.jobs.overflows("m", size)
+            bed.jobs._router = SimpleNamespace(waiting=lambda model: waiting)
+            try:
+                return bed.jobs.overflows("m", size)
+            finally:
+                bed.jobs._router = bed.router
 
         assert [overflows(waiting) for waiting in (0, 2, 3, 4)] == [False, False, True, True]
         assert not overflows(9, 2001)

@@ -11,6 +11,7 @@ import logging
 from typing import Final
 
 import orjson
+from mypy_extensions import mypyc_attr
 
 from llmfleet.api.document import Role
 from llmfleet.router import errors
@@ -78,6 +79,7 @@ class LegOne(Attempt):
         self._exchange.not_prefilled(reason, detail)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)  # traced ones
 class SplitExchange(Exchange):
     """One request of a disaggregated model; those that cannot be split go to one engine."""
 

@@ -10,6 +10,8 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, Protocol
 
+from mypy_extensions import mypyc_attr
+
 from llmfleet.router import http1
 from llmfleet.router.client import Upstream, take_idle
 from llmfleet.router.errors import Confession, Refusal
@@ -87,6 +89,7 @@ class Requester(Protocol):
         """Whether the client said that it would rather wait (`Prefer: wait`)."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Attempt(ABC):
     """A request at an engine: holds at most one slot, on at most one engine, at any time.
 
