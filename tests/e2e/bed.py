@@ -20,8 +20,9 @@ from typing import Any
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
+from e2e.lanes import NAMESPACE, marks
+
 ROOT = Path(__file__).resolve().parents[2]
-NAMESPACE = "llmfleet-e2e"
 RELEASE = "llmfleet"
 SIM = "localhost/llmfleet/engine-sim:0.1.0"
 NEXT_SIM = "localhost/llmfleet/engine-sim:0.1.0-next"
@@ -93,7 +94,7 @@ class Bed:
         body = {
             "apiVersion": "/".join(GROUP),
             "kind": "LLMCluster",
-            "metadata": {"name": name, "labels": labels},
+            "metadata": {"name": name, "labels": labels, "annotations": marks(RELEASE)},
             "spec": spec,
         }
         self.custom.create_namespaced_custom_object(*GROUP, self.namespace, "llmclusters", body)

@@ -1,58 +1,138 @@
-"""The local cluster with images loaded and the chart installed, once for all end-to-end tests.
+"""The local cluster with images loaded, once for all end-to-end tests, and the chart installed, once in each lane.
 
-A cluster that existed before stays, also one that was unwell; one that these tests made is taken away. The namespace is
-their own.
+A cluster that existed before stays, also one that was unwell; one that these tests made is taken away, after the last
+lane has ended. The namespaces are their own. `pytest -n 3 tests/e2e` runs in three lanes, without `-n` there is one.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
-from e2e.bed import NAMESPACE, NEXT_SIM, RELEASE, ROOT, Bed, renamed_archive, run, tool
+from e2e.bed import NEXT_SIM, RELEASE, ROOT, Bed, renamed_archive, run, tool
 from e2e.figures import Figures
+from e2e.lanes import LANE, NAMESPACE, Shared, settings
 
 CLUSTER = ROOT / "ci/cluster/cluster"
+FIGURES = ROOT / "build/figures/e2e.json"
+SHARED = pytest.StashKey[Shared]()
+WORDS = pytest.StashKey[list[str]]()
+LANES = "llmfleet-e2e"  # what a lane is told of the others
+TOGETHER = ("test_autoscaler_fleets.py",)  # making the fixture of its module twice takes as long as a short test
+
+
+class Turns(LoadScopeScheduling):
+    """Gives a lane that is free the next test, or the next module that must stay together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::")[0]
+        return path if path.endswith(TOGETHER) else nodeid
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder that all lanes know; a lane that is one of several is told which."""
+    config.addinivalue_line("markers", "turn(number): begins before the others when there are several lanes")
+    given = config.workerinput if hasattr(config, "workerinput") else {LANES: tempfile.mkdtemp(prefix="llmfleet-e2e-")}
+    if LANES in given:
+        config.stash[SHARED] = Shared(Path(given[LANES]))
+    config.stash[WORDS] = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a lane the folder."""
+    node.workerinput[LANES] = str(node.config.stash[SHARED].folder)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything below this folder."""
+    """Mark everything below this folder; in lanes, let the long ones begin, so that all lanes end together.
+
+    Their order also keeps those apart that need the whole machine: one starts many pods, two start many processes.
+    """
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.e2e)
+    if LANE:
+        items.sort(key=turn)
+
+
+def turn(item: pytest.Item) -> float:
+    """When it may begin; the others follow as they are written."""
+    mark = item.get_closest_marker("turn")
+    return float(mark.args[0]) if mark else math.inf
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Turns:
+    """By the tests' names: marks such as `xdist_group` do not reach the scheduler with every pytest."""
+    return Turns(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Keep every lane's figures, and take the cluster away if these tests made it: all lanes have ended."""
+    if LANE:
+        return
+    shared, words = session.config.stash[SHARED], session.config.stash[WORDS]
+    words += Figures(FIGURES).merge(sorted(shared.folder.glob("figures*.json")))
+    if shared.has("made"):
+        try:
+            run([CLUSTER, "down"])
+        except AssertionError as problem:
+            words.append(str(problem))
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    shutil.rmtree(shared.folder)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the figures of this run, and what kept the cluster from going away."""
+    for line in config.stash[WORDS]:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Path]:
-    """A running local cluster; its kubeconfig."""
+def shared(pytestconfig: pytest.Config) -> Shared:
+    """What the lanes share."""
+    if SHARED not in pytestconfig.stash:  # nobody would know when the last lane has ended
+        pytest.fail("in lanes these tests are asked for by name: pytest -n 3 tests/e2e")
+    return pytestconfig.stash[SHARED]
+
+
+@pytest.fixture(scope="session")
+def cluster(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A running local cluster with the images on every node; its kubeconfig."""
+    shared.once("up", lambda: bring_up(shared, tmp_path_factory.mktemp("images")))
+    return Path(run([CLUSTER, "kubeconfig"]).strip())
+
+
+def bring_up(shared: Shared, folder: Path) -> None:
+    """Start the cluster, and load the images, the simulator once more under the name of its next version."""
     # One that is there and unwell is somebody's all the same: only what nobody had is taken away.
-    was_there = subprocess.run([CLUSTER, "kubeconfig"], capture_output=True, check=False).returncode == 0
+    if subprocess.run([CLUSTER, "kubeconfig"], capture_output=True, check=False).returncode:
+        shared.note("made")
     run([CLUSTER, "up", "--nodes", "2"])
-    yield Path(run([CLUSTER, "kubeconfig"]).strip())
-    if not was_there:
-        run([CLUSTER, "down"])
-
-
-@pytest.fixture(scope="session")
-def archives(cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The images on every node, and the simulator once more under the name of its next version."""
     lines = run([ROOT / "ci/images/build", "llmfleet", "sim", "redis"]).splitlines()
     paths = {name.rsplit("/", 1)[1].split(":")[0]: Path(path) for name, path in (line.split(" ", 1) for line in lines)}
-    following = renamed_archive(paths["engine-sim"], NEXT_SIM, tmp_path_factory.mktemp("images"))
+    following = renamed_archive(paths["engine-sim"], NEXT_SIM, folder)
     run([CLUSTER, "load", *paths.values(), following])
-    return paths
 
 
 @pytest.fixture(scope="session")
-def bed(cluster: Path, archives: dict[str, Path]) -> Iterator[Bed]:
+def bed(cluster: Path, shared: Shared) -> Iterator[Bed]:
     """The chart installed as a person would, without the dev profile's model: the tests make their own instances."""
     helm = [tool("helm"), f"--kubeconfig={cluster}", "--namespace", NAMESPACE]
-    values = ["--values", "values/dev.yaml", "--set", "fleet.models=null", "--set", "fleet.redis.enabled=false"]
-    run([*helm, "upgrade", RELEASE, "charts/llmfleet", "--install", "--create-namespace", *values, "--wait"])
+    values = [*settings(), "--set", "fleet.models=null"]
+    with shared.alone():  # two that install the CRDs at the same moment is nothing that a person would do
+        run([*helm, "upgrade", RELEASE, "charts/llmfleet", "--install", "--create-namespace", *values, "--wait"])
     found = Bed(cluster)
     yield found
     run([*helm, "uninstall", RELEASE, "--wait", "--timeout", "5m"])
@@ -64,8 +144,8 @@ def bed(cluster: Path, archives: dict[str, Path]) -> Iterator[Bed]:
 
 
 @pytest.fixture(scope="session")
-def figures() -> Iterator[Figures]:
+def figures(shared: Shared) -> Iterator[Figures]:
     """Measured figures of this run, printed and kept for the documentation."""
-    kept = Figures(ROOT / "build/figures/e2e.json")
+    kept = Figures(shared.folder / f"figures{LANE}.json")
     yield kept
     kept.write()

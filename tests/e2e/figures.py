@@ -30,6 +30,14 @@ class Figures:
         self.found[name] = value
         print(f"figure: {name}: {value}")
 
+    def merge(self, paths: Sequence[Path]) -> list[str]:
+        """Write what was left in other files, if anything was; a line for each figure of theirs."""
+        for path in paths:
+            self.found |= json.loads(path.read_text())
+        if self.found:
+            self.write()
+        return [f"figure: {name}: {value}" for name, value in sorted(self.found.items())]
+
     def write(self) -> None:
         """Write the file, merged over what an earlier part of the run left."""
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from e2e.bed import GROUP, NAMESPACE, RELEASE, Bed, eventually, run, stays, tool
+from e2e.bed import GROUP, RELEASE, Bed, eventually, run, stays, tool
 from e2e.figures import Figures
+from e2e.lanes import NAMESPACE, settings
 from e2e.load import COMPLETE, open_loop
 
 FLEET = f"{RELEASE}-scaled"
@@ -44,8 +45,7 @@ RATE, TOKENS = 2.5, 40
 def upgrade(kubeconfig: Path, *values: str) -> None:
     """What a person does to change a release."""
     helm = [tool("helm"), f"--kubeconfig={kubeconfig}", "--namespace", NAMESPACE]
-    base = ["--values", "values/dev.yaml", "--set", "fleet.redis.enabled=false"]
-    run([*helm, "upgrade", RELEASE, "charts/llmfleet", *base, *values, "--wait"])
+    run([*helm, "upgrade", RELEASE, "charts/llmfleet", *settings(), *values, "--wait"])
 
 
 @pytest.fixture
@@ -79,6 +79,7 @@ def why(bed: Bed) -> str:
     return json.dumps(scaler(bed).get("status")) + "\n" + bed.why(FLEET)
 
 
+@pytest.mark.turn(5)
 def test_load_brings_instances_and_silence_drains_them_and_no_request_is_lost(
     scaled: str, bed: Bed, figures: Figures
 ) -> None:

@@ -63,6 +63,7 @@ MODELS: dict[str, Any] = {
     },
 }
 ROUTER = {"settings": {"disaggregation": {"bypassPrefill": {"minPromptTokens": 0}}}}
+pytestmark = pytest.mark.turn(1)
 
 
 @pytest.fixture(scope="module")

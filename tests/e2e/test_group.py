@@ -75,6 +75,7 @@ def restarts(bed: Bed, name: str) -> int:
     return int((bed.instance(name) or {}).get("status", {}).get("restarts", 0))
 
 
+@pytest.mark.turn(2)
 def test_a_lost_rank_restarts_exactly_its_group_exactly_once(bed: Bed, figures: Figures) -> None:
     spec, seconds = engine_spec("ranks"), list[float]()
     with bed.fleet("ranks", FLEET, spec) as names, pods_made(bed, names) as made:

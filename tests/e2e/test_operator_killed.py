@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
@@ -18,6 +19,7 @@ SEED = 20261
 LIVES = 0.8, 5.0  # seconds
 
 
+@pytest.mark.turn(6)
 def test_killed_fifty_times_amid_everything_it_converges(bed: Bed, figures: Figures, tmp_path: Path) -> None:
     names, gone = [f"chaos-{number}" for number in range(3)], "chaos-9"
     operator = Controller(bed, "operator", tmp_path / "operator.log")

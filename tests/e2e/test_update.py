@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from e2e.bed import NEXT_SIM, SIM, Bed, engine_spec, eventually, has_ready
 from e2e.figures import Figures
 from e2e.load import COMPLETE, open_loop
@@ -32,6 +34,7 @@ def least_ready(bed: Bed, fleet: str) -> Iterator[list[int]]:
         thread.join()
 
 
+@pytest.mark.turn(4)
 def test_a_new_image_rolls_a_fleet_of_three_one_by_one_without_a_failed_request(bed: Bed, figures: Figures) -> None:
     with bed.fleet("rolled", 3, engine_spec("rolled")) as names:
         with least_ready(bed, "rolled") as seen, open_loop(bed.router_url(), "rolled", rate=8, tokens=40) as load:
@@ -50,6 +53,7 @@ def test_a_new_image_rolls_a_fleet_of_three_one_by_one_without_a_failed_request(
     figures.count("seconds to roll three instances under load", round(took, 1))
 
 
+@pytest.mark.turn(3)
 def test_an_image_that_cannot_start_halts_the_roll_and_the_fleet_serves_on(bed: Bed) -> None:
     spec = engine_spec("halted", lifecycle={"startupTimeoutSeconds": 45})
     with bed.fleet("halted", 3, spec) as names, open_loop(bed.router_url(), "halted", rate=4, tokens=20) as load:
