@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 CHECK = Path(__file__).parents[3] / "ci/check"
-STAGES = "lint unit tools crds charts recipes rules dashboards images native cluster policies profiles e2e faults demo vllm"
+STAGES = (
+    "lint unit tools crds charts recipes rules dashboards images native cluster policies profiles e2e faults demo vllm"
+)
 
 
 @pytest.fixture
