@@ -16,16 +16,18 @@ from engine import Engine, ok
 
 from fakes.ports import free_port
 from llmfleet.api.document import Document, Endpoint, Model, Peer, State, render, with_generation
+from llmfleet.router.keys import hashed
 from llmfleet.router.reports import parse_report
 
+KEY = "key-of-the-only-tenant-of-these-tests"
 SETTINGS = "drain: {settleSeconds: 0, timeoutSeconds: 4}\nlogLevel: warning\n"
 
 
 class Routers:
     """Router processes in front of one engine."""
 
-    def __init__(self, engine: Engine, number: int, slots: int) -> None:
-        self.engine, self.slots = engine, slots
+    def __init__(self, engine: Engine, number: int, slots: int, quota: dict[str, int] | None = None) -> None:
+        self.engine, self.slots, self.quota = engine, slots, quota
         self.names = [f"router-{i}" for i in range(number)]
         self.processes: dict[str, asyncio.subprocess.Process] = {}
         self.drained: dict[str, asyncio.Future[bytes]] = {}
@@ -65,6 +67,10 @@ class Routers:
             file.write(SETTINGS.replace("warning", "info"))
         command = [sys.executable, "-m", "llmfleet", "router", "--settings", self.file("settings.yaml")]
         command += ["--backends", self.file("backends.json"), "--host", "127.0.0.1"]
+        if self.quota is not None:
+            with open(self.file("keys.yaml"), "w") as file:
+                json.dump({"tenants": {"a": {"keys": [hashed(KEY)], **self.quota}}}, file)
+            command += ["--keys", self.file("keys.yaml")]
         port, admin = self.ports.setdefault(name, free_port()), self.admin.setdefault(name, free_port())
         command += ["--port", str(port), "--admin-port", str(admin)]
         self.processes[name] = process = await asyncio.create_subprocess_exec(
@@ -119,16 +125,16 @@ class Routers:
         raise AssertionError(f"waited 120 s in vain for {what}")
 
     async def ask(self, name: str) -> str:
-        """Ask until a slot is free; returns how the answer ended, "lost" with its router."""
+        """Ask until a slot is free and the quota has room; returns how the answer ended, "lost" with its router."""
         while True:
             try:
                 client = Raw(*await asyncio.open_connection("127.0.0.1", self.ports[name]))
-                await client.send(STREAM)
+                await client.send(STREAM, headers={"Authorization": f"Bearer {KEY}"} if self.quota else None)
                 answer = await client.answer()
                 client.writer.close()
             except (OSError, EOFError):
                 return "lost"
-            if answer.status != 503:
+            if answer.status not in (429, 503):
                 return answer.ended
             await asyncio.sleep(0.02)
 
@@ -148,6 +154,19 @@ async def test_slots_follow_the_requests_and_are_exceeded_by_one_per_router_at_m
         assert (
             sum([(await routers.report(name)).engines[f"uid-e@{engine.address}"].owned for name in routers.names]) == 9
         )
+
+
+@scenario
+async def test_a_quota_follows_the_requests_and_is_not_exceeded():
+    async with Routers(Engine(behave=ok(5, gap=0.8)), 2, slots=40, quota={"concurrency": 10}) as routers:
+        engine = routers.engine
+        asked = [asyncio.create_task(routers.ask("router-0")) for _ in range(12)]
+        await routers.until(
+            lambda: engine.active == 9, "four fifths and half of a fifth to come to the one that is asked"
+        )
+        asked += [asyncio.create_task(routers.ask("router-1")) for _ in range(12)]
+        assert await asyncio.gather(*asked) == ["whole"] * 24
+        assert engine.max_active <= 10 + 2  # one each in the time that a word takes
 
 
 @scenario

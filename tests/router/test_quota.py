@@ -8,6 +8,7 @@ from llmfleet.router import quota
 from llmfleet.router.errors import Refusal
 from llmfleet.router.keys import ANONYMOUS, Tenant
 from llmfleet.router.quota import Quotas
+from llmfleet.router.reports import Asked
 
 NOW = 1000.0
 
@@ -109,10 +110,10 @@ def test_a_router_has_its_part_of_every_quota_and_at_least_one_request():
 
 def test_a_change_of_the_part_neither_gives_nor_takes_what_was_used():
     quotas, who = Quotas(), tenant(rpm=100)
-    for _ in range(50):
+    for _ in range(70):
         quotas.enter(who, 1, NOW)
     quotas.fraction = 0.5
-    for _ in range(25):
+    for _ in range(30):
         quotas.enter(who, 1, NOW)
     refusal(quotas, who)
     quotas.fraction = 1.0
@@ -188,3 +189,109 @@ def test_a_limit_that_a_tenant_is_given_later_begins_with_nothing_owed(later):
     for _ in range(1000):
         quotas.enter(tenant(concurrency=1), 100, NOW).settle(500)
     assert quotas.enter(tenant(concurrency=1, **later), 100, NOW) is not None
+
+
+# ---- several routers ----
+
+
+class Fleet:
+    """Routers that hear each other four times a second."""
+
+    def __init__(self, number):
+        self.routers = [Quotas() for _ in range(number)]
+        for router in self.routers:
+            router.fraction = 1 / number
+
+    def hear(self, now):
+        said = [router.demands(now) for router in self.routers]
+        for index, router in enumerate(self.routers):
+            router.divide(said[:index] + said[index + 1 :], len(self.routers), now)
+
+    def taken(self, who, seconds, rates, start=NOW):
+        """Ask each router so many times a second; how many were let in by each."""
+        counts = [0] * len(self.routers)
+        for step in range(int(seconds * 4)):
+            now = start + step / 4
+            self.hear(now)
+            for index, router in enumerate(self.routers):
+                for _ in range(rates[index] // 4):
+                    counts[index] += let_in(router, who, now)
+        return counts
+
+
+def let_in(quotas, who, now):
+    try:
+        quotas.enter(who, 1, now).settle(1)
+    except Refusal:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("rates", [(40, 0, 0), (40, 40, 40), (60, 20, 4), (4, 4, 400)])
+def test_routers_divide_a_quota_by_what_each_is_asked_for(rates):
+    fleet, who = Fleet(3), tenant(rpm=600)
+    first = sum(fleet.taken(who, 60, rates))
+    second = sum(fleet.taken(who, 60, rates, start=NOW + 60))
+    # A bucket holds a minute's worth at the start; after that no more than the quota, and nearly all of it.
+    assert first <= 2 * 600 + 3
+    assert 0.85 * 600 <= second <= 600 + 3
+
+
+def test_a_tenant_that_turns_from_one_router_to_another_gets_no_more_by_it():
+    fleet, who = Fleet(3), tenant(rpm=600)
+    fleet.taken(who, 60, (60, 60, 60))
+    got = 0
+    for minute in range(1, 7):
+        rates = [60 if index == minute % 3 else 0 for index in range(3)]
+        got += sum(fleet.taken(who, 60, rates, start=NOW + 60 * minute))
+    assert got <= 6 * 600 + 3
+
+
+def test_all_parts_together_are_the_whole_and_every_router_has_some():
+    fleet, who = Fleet(4), tenant(rpm=1000, concurrency=100)
+    for _ in range(30):
+        let_in(fleet.routers[0], who, NOW)
+    fleet.hear(NOW)
+    for router in fleet.routers:
+        let_in(router, who, NOW)
+    accounts = [router._accounts["a"] for router in fleet.routers]
+    assert sum(account.fraction for account in accounts) == pytest.approx(1.0)
+    assert [account.room for account in accounts] == [85, 5, 5, 5]
+    fleet.hear(NOW + 600)  # long forgotten: evenly again
+    assert [router._parts.get("a", router.fraction) for router in fleet.routers] == [0.25] * 4
+
+
+def test_a_router_that_hears_nobody_keeps_to_its_even_part():
+    quotas, who = Quotas(), tenant(rpm=60)
+    quotas.fraction = 0.5
+    quotas.divide([{"a": Asked(9.0, 0)}], 2, NOW)
+    let_in(quotas, who, NOW)
+    assert quotas._accounts["a"].fraction == pytest.approx(0.1)
+    quotas.divide([], 2, NOW)
+    let_in(quotas, who, NOW)
+    assert quotas._accounts["a"].fraction == 0.5
+
+
+def test_open_requests_count_as_demand_and_old_ones_fade():
+    quotas, who = Quotas(), tenant(concurrency=5)
+    leases = [quotas.enter(who, 1, NOW) for _ in range(3)]
+    assert quotas.demands(NOW) == {"a": (6.0, 3)}
+    assert quotas.demands(NOW + 100) == {"a": (3.0, 3)}
+    for lease in leases:
+        lease.settle(0)
+    assert quotas.demands(NOW + 100) == {}
+
+
+def test_a_part_that_is_still_in_use_elsewhere_is_not_given_twice():
+    first, second, who = Quotas(), Quotas(), tenant(concurrency=10)
+    leases = [first.enter(who, 1, NOW) for _ in range(9)]
+    for _ in range(200):
+        second.divide([first.demands(NOW)], 2, NOW)
+        let_in(second, who, NOW)  # asks far more now than the first one does
+    open_there = [second.enter(who, 1, NOW)]
+    assert refusal(second, who).kind == "concurrency"
+    for lease in leases[:4]:
+        lease.settle(0)
+    second.divide([first.demands(NOW)], 2, NOW)
+    open_there += [second.enter(who, 1, NOW) for _ in range(4)]
+    assert refusal(second, who).kind == "concurrency"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -395,12 +396,31 @@ GOOD = {
         {"engines": 3},
         {"waiting": {"m": "2"}},
         {"waiting": None},
+        {"tenants": {"a": 2}},
+        {"tenants": {"a": [2]}},
+        {"tenants": {"a": ["2", 1]}},
+        {"tenants": {"a": [-0.5, 1]}},
+        {"tenants": {"a": [float("inf"), 1]}},
+        {"tenants": {"a": [1.0, 0.5]}},
+        {"tenants": {"a": [1.0, -1]}},
+        {"tenants": {"": [1.0, 1]}},
+        {"tenants": None},
     ],
 )
 def test_a_report_with_anything_wrong_in_it_is_refused(change):
     assert parse_report(GOOD).engines["e"].owned == 3
     with pytest.raises(ReportError):
         parse_report(GOOD | change)
+
+
+def test_a_report_says_what_tenants_ask_for_and_one_of_an_earlier_release_does_not():
+    report = parse_report(GOOD | {"tenants": {"a": [2.5, 1], "b": [3, 0]}})
+    assert (
+        report.tenants
+        == {"a": (2.5, 1), "b": (3.0, 0)}
+        == parse_report(orjson.loads(orjson.dumps(render_report(report)))).tenants
+    )
+    assert parse_report(GOOD).tenants == {}
 
 
 @pytest.mark.parametrize("raw", [None, [], "x", {}, {"name": "a"}])

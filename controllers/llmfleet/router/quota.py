@@ -1,21 +1,30 @@
 """What a tenant may use per minute and at once, in this router's part of it.
 
-In: a tenant, an estimate of tokens, `now`, and the fraction of every quota that is this router's. Out: a lease, or a
-`Refusal` with `Retry-After` and the figures OpenAI's clients know. Tokens are taken by estimate when a request comes
-and settled by what it really used. It never waits or reads a clock.
+In: a tenant, an estimate of tokens, `now`, and what other routers are asked for. Out: a lease, or a `Refusal` with
+`Retry-After` and the figures OpenAI's clients know. Tokens are taken by estimate when a request comes and settled by
+what it really used. A fifth of every quota is divided evenly between the routers, and the rest by what each is asked
+for; a part that grows brings nothing along but a faster fill, so nobody gets more by turning from one router to
+another. It never waits or reads a clock.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 from llmfleet.router.errors import Code, Refusal
 from llmfleet.router.keys import Tenant
+from llmfleet.router.reports import Asked
 
 MINUTE: Final = 60.0
 MAX_RETRY_AFTER: Final = 60  # official clients do not wait longer than 120 s, and a bucket is full again after 60
 ASSUMED_TOKENS: Final = 256  # of an answer whose request sets no bound
+EVEN: Final = 0.2  # of a quota: a router that a tenant turns to has something for it at once
+FADE_SECONDS: Final = 10.0  # in which a request that was asked for counts for a third of one that is now
+LEAST_DEMAND: Final = 0.05  # less is not told to others
+NOTHING: Final = Asked(0.0, 0)
 
 
 class Bucket:
@@ -33,6 +42,11 @@ class Bucket:
             self.level *= size / self.size
             self.size = size
 
+    def shift(self, size: float) -> None:
+        """Take another part of the same limit; what is left is left."""
+        self.size = size
+        self.level = min(self.level, size)
+
     def fill(self, now: float) -> float:
         if now > self._at:
             self.level = min(self.size, self.level + (now - self._at) * self.size / MINUTE)
@@ -47,20 +61,35 @@ class Bucket:
 class Account:
     """What one tenant has left here."""
 
-    __slots__ = ("fraction", "in_flight", "requests", "room", "tenant", "tokens")
+    __slots__ = ("_asked", "_asked_at", "fraction", "in_flight", "requests", "room", "tenant", "tokens")
 
     def __init__(self, tenant: Tenant, now: float, fraction: float) -> None:
         self.in_flight = 0
+        self.fraction = fraction
+        self._asked, self._asked_at = 0.0, now
         self.requests = Bucket(1.0, now)
         self.tokens = Bucket(1.0, now)
         self.adapt(tenant, fraction)
 
     def adapt(self, tenant: Tenant, fraction: float) -> None:
         """Take other limits, or another part of them."""
+        for bucket, limit in ((self.requests, tenant.rpm), (self.tokens, tenant.tokens_per_minute)):
+            bucket.resize(max(1.0, limit * self.fraction))
+            bucket.shift(max(1.0, limit * fraction))
         self.tenant, self.fraction = tenant, fraction
         self.room = max(1, math.floor(tenant.concurrency * fraction))
-        self.requests.resize(max(1.0, tenant.rpm * fraction))
-        self.tokens.resize(max(1.0, tenant.tokens_per_minute * fraction))
+
+    def ask(self, now: float) -> None:
+        """Count a request, also one that is refused."""
+        self._asked = self._faded(now) + 1.0
+        self._asked_at = now
+
+    def demand(self, now: float) -> float:
+        """Return how much is asked for here, in requests: those of late, and those that are open."""
+        return self._faded(now) + self.in_flight
+
+    def _faded(self, now: float) -> float:
+        return self._asked * math.exp(min(0.0, self._asked_at - now) / FADE_SECONDS)
 
 
 class Lease:
@@ -82,12 +111,14 @@ class Lease:
 
 
 class Quotas:
-    """The accounts of every tenant with a limit. `fraction` is this router's part of each."""
+    """The accounts of every tenant with a limit. `fraction` is this router's part while no other one is heard."""
 
-    __slots__ = ("_accounts", "fraction", "refused")
+    __slots__ = ("_accounts", "_elsewhere", "_parts", "fraction", "refused")
 
     def __init__(self) -> None:
         self._accounts: dict[str, Account] = {}
+        self._parts: dict[str, float] = {}  # by tenant that asks anybody
+        self._elsewhere: dict[str, int] = {}  # requests that a tenant has open at other routers
         self.fraction = 1.0
         self.refused: dict[tuple[str, str], int] = {}  # by tenant and limit
 
@@ -96,11 +127,15 @@ class Quotas:
         if not (tenant.rpm or tenant.tokens_per_minute or tenant.concurrency):
             return None
         account = self._accounts.get(tenant.name)
+        fraction = self._parts.get(tenant.name, self.fraction)
         if account is None:
-            account = self._accounts[tenant.name] = Account(tenant, now, self.fraction)
-        elif account.tenant is not tenant or account.fraction != self.fraction:
-            account.adapt(tenant, self.fraction)
-        if tenant.concurrency and account.in_flight >= account.room:
+            account = self._accounts[tenant.name] = Account(tenant, now, fraction)
+        elif account.tenant is not tenant or account.fraction != fraction:
+            account.adapt(tenant, fraction)
+        account.ask(now)
+        # A part that was another router's a moment ago may still be in use there.
+        room = min(account.room, tenant.concurrency - self._elsewhere.get(tenant.name, 0))
+        if tenant.concurrency and account.in_flight >= room:
             raise self._refusal(account, "concurrency", 1.0, now)
         requests, bucket, taken = account.requests, account.tokens, 0.0
         if tenant.rpm and requests.fill(now) < 1:
@@ -113,6 +148,18 @@ class Quotas:
         requests.level -= 1 if tenant.rpm else 0
         bucket.level -= taken
         return Lease(account, taken)
+
+    def demands(self, now: float) -> dict[str, Asked]:
+        """Say to other routers what this one is asked for, by tenant."""
+        every = self._accounts.items()
+        found = {name: Asked(round(account.demand(now), 2), account.in_flight) for name, account in every}
+        return {name: asked for name, asked in found.items() if asked.demand >= LEAST_DEMAND}
+
+    def divide(self, others: Sequence[Mapping[str, Asked]], routers: int, now: float) -> None:
+        """Take this router's parts anew, from what the others that are heard are asked for."""
+        mine = self.demands(now)
+        self._parts = {name: _part(name, mine, others, routers) for name in {*mine, *chain(*others)}} if others else {}
+        self._elsewhere = {name: sum(_of(name, other).in_flight for other in others) for name in chain(*others)}
 
     def in_flight(self, name: str) -> int:
         """Return how many requests of a tenant with a limit are open."""
@@ -141,6 +188,17 @@ class Quotas:
             kind=limit,
             extra=b"retry-after: %d\r\n%b" % (min(MAX_RETRY_AFTER, max(1, math.ceil(wait))), headers(account)),
         )
+
+
+def _of(name: str, asked: Mapping[str, Asked]) -> Asked:
+    return asked.get(name, NOTHING)
+
+
+def _part(name: str, mine: Mapping[str, Asked], others: Sequence[Mapping[str, Asked]], routers: int) -> float:
+    """Return one router's part of a tenant's quota; the parts of all who heard each other add up to one."""
+    own = _of(name, mine).demand
+    total = own + sum(_of(name, other).demand for other in others)
+    return EVEN / routers + (1.0 - EVEN) * (own / total if total else 1.0 / routers)
 
 
 def headers(account: Account) -> bytes:

@@ -29,6 +29,13 @@ class Line(NamedTuple):
     got: Sequence[int]  # slots taken over so far, likewise
 
 
+class Asked(NamedTuple):
+    """What one tenant asks of a router, in requests: those of late and those that are open, and how many are open."""
+
+    demand: float
+    in_flight: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What a router says of itself; counters concern the incarnations it `sees`."""
@@ -40,6 +47,7 @@ class Report:
     sees: Mapping[str, str] = field(default_factory=dict)
     engines: Mapping[str, Line] = field(default_factory=dict)
     waiting: Mapping[str, int] = field(default_factory=dict)  # by model
+    tenants: Mapping[str, Asked] = field(default_factory=dict)  # with a quota
     place: Mapping[str, int] = field(default_factory=dict)  # of each peer in `sees`
     at: float = 0.0  # when it was heard
 
@@ -54,6 +62,7 @@ def render_report(report: Report) -> dict[str, Any]:
         "sees": report.sees,
         "engines": {key: list(line) for key, line in report.engines.items()},
         "waiting": report.waiting,
+        "tenants": {name: list(asked) for name, asked in report.tenants.items()},
     }
 
 
@@ -67,7 +76,8 @@ def parse_report(raw: object) -> Report:
 
 def _report(raw: Any) -> Report:
     sees = dict(raw["sees"])
-    _texts([raw["name"], raw["incarnation"], *sees, *sees.values(), *raw["engines"], *raw.get("waiting", {})])
+    tenants = dict(raw.get("tenants", {}))  # a router of an earlier release says nothing of them
+    _texts([raw["name"], raw["incarnation"], *sees, *sees.values(), *raw["engines"], *raw.get("waiting", {}), *tenants])
     _counts([raw["sequence"], *raw.get("waiting", {}).values()])
     return Report(
         name=raw["name"],
@@ -77,15 +87,27 @@ def _report(raw: Any) -> Report:
         sees=sees,
         engines={key: _line(line, len(sees)) for key, line in raw["engines"].items()},
         waiting=dict(raw.get("waiting", {})),
+        tenants={name: _asked(*asked) for name, asked in tenants.items()},
     )
 
 
 def _line(raw: Any, peers: int) -> Line:
     in_flight, wanted, owned, oldest, given, got = raw[:6]
     _counts((in_flight, wanted, owned, *given, *got))
-    if type(oldest) not in (int, float) or not 0 <= oldest < MAX_COUNT or len(given) != peers or len(got) != peers:
+    if len(given) != peers or len(got) != peers:
         raise ValueError(f"{raw!r} is no engine's line")
-    return Line(in_flight, wanted, owned, oldest, given, got)
+    return Line(in_flight, wanted, owned, _amount(oldest), given, got)
+
+
+def _asked(demand: Any, in_flight: Any) -> Asked:
+    _counts((in_flight,))
+    return Asked(_amount(demand), in_flight)
+
+
+def _amount(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value < MAX_COUNT:
+        raise ValueError(f"{value!r} is no amount")
+    return float(value)
 
 
 def _counts(values: Sequence[Any]) -> None:

@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from llmfleet.router.division import Row, cut, equal_part, handovers, targets
-from llmfleet.router.reports import Line, Report
+from llmfleet.router.reports import Asked, Line, Report
 
 INTERVAL_SECONDS: Final = 0.25
 UNSEEN_SECONDS: Final = 2.0  # without a report for so long, a peer counts as gone
@@ -302,6 +302,10 @@ class Shares:
         live = self._live(now)
         elsewhere = sum(r.waiting.get(model, 0) for r in live)
         return max(1, min(limit, waiting) + max(0, limit - waiting - elsewhere) // self.routers(now))
+
+    def tenants(self, now: float) -> list[Mapping[str, Asked]]:
+        """Return what each of the other routers is asked for, by tenant."""
+        return [report.tenants for report in self._live(now)]
 
     def elsewhere(self, now: float) -> dict[str, int]:
         """Count the requests that other routers have on each engine."""

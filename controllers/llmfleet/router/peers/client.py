@@ -11,6 +11,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import orjson
@@ -18,6 +19,7 @@ import orjson
 from llmfleet.api.document import Peer, State
 from llmfleet.router.division import equal_part
 from llmfleet.router.pick import Fleet, key_of
+from llmfleet.router.quota import Quotas
 from llmfleet.router.reports import ReportError, parse_report, render_report
 from llmfleet.router.shares import INTERVAL_SECONDS, Load, Room, Shares
 
@@ -34,6 +36,7 @@ class Host(Protocol):
     loop: asyncio.AbstractEventLoop
     fleet: Fleet
     draining: bool
+    quotas: Quotas
 
     def rooms(self) -> Mapping[str, Room]:
         """Who waits, by model."""
@@ -112,7 +115,7 @@ class Gossip:
         """Say to a peer what this router does."""
         now = self._host.loop.time()
         report = self.shares.report(self._loads(), self._host.rooms(), draining=self._host.draining, now=now)
-        return orjson.dumps(render_report(report))
+        return orjson.dumps(render_report(replace(report, tenants=self._host.quotas.demands(now))))
 
     async def round(self) -> None:
         """Ask every peer once, then decide."""
@@ -171,6 +174,7 @@ class Gossip:
         host = self._host
         now = host.loop.time()
         allowed = self.shares.tick(self._loads(), host.rooms(), draining=host.draining, now=now)
+        host.quotas.divide(self.shares.tenants(now), self.shares.routers(now), now)
         elsewhere = self.shares.elsewhere(now)
         more = False
         for backend in host.fleet.backends.values():
