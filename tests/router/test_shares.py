@@ -415,11 +415,8 @@ def test_a_report_with_anything_wrong_in_it_is_refused(change):
 
 def test_a_report_says_what_tenants_ask_for_and_one_of_an_earlier_release_does_not():
     report = parse_report(GOOD | {"tenants": {"a": [2.5, 1], "b": [3, 0]}})
-    assert (
-        report.tenants
-        == {"a": (2.5, 1), "b": (3.0, 0)}
-        == parse_report(orjson.loads(orjson.dumps(render_report(report)))).tenants
-    )
+    assert report.tenants == {"a": (2.5, 1), "b": (3.0, 0)}
+    assert parse_report(orjson.loads(orjson.dumps(render_report(report)))) == report
     assert parse_report(GOOD).tenants == {}
 
 
