@@ -1,5 +1,6 @@
 """Makes `bed`, `engine` and the servers of `jobs` importable in any import mode of pytest, and has a Redis at hand."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,3 +25,11 @@ def redis_server(redis_command: list[str], tmp_path: Path) -> Iterator[RedisServ
     server.start()
     yield server
     server.stop()
+
+
+def pytest_sessionstart() -> None:
+    """Where machine code is to be tested, its sources are not tested in its place."""
+    from llmfleet.router import relay
+
+    wanted, path = bool(os.environ.get("LLMFLEET_NATIVE")), str(relay.__file__)
+    assert not wanted or path.endswith(".so"), f"LLMFLEET_NATIVE is set, and {path} is no machine code"

@@ -205,7 +205,7 @@ class Fleet:
     def hear(self, now):
         said = [router.demands(now) for router in self.routers]
         for index, router in enumerate(self.routers):
-            router.divide(said[:index] + said[index + 1 :], len(self.routers), now)
+            router.divide(said[:index] + said[index + 1 :])
 
     def taken(self, who, seconds, rates, start=NOW):
         """Ask each router so many times a second; how many were let in by each."""
@@ -254,22 +254,43 @@ def test_all_parts_together_are_the_whole_and_every_router_has_some():
     fleet.hear(NOW)
     for router in fleet.routers:
         let_in(router, who, NOW)
-    accounts = [router._accounts["a"] for router in fleet.routers]
-    assert sum(account.fraction for account in accounts) == pytest.approx(1.0)
-    assert [account.room for account in accounts] == [85, 5, 5, 5]
+    parts = [router.part("a") for router in fleet.routers]
+    assert sum(parts) == pytest.approx(1.0)
+    assert [router.room(who, part) for router, part in zip(fleet.routers, parts, strict=True)] == [85, 5, 5, 5]
     fleet.hear(NOW + 600)  # long forgotten: evenly again
-    assert [router._parts.get("a", router.fraction) for router in fleet.routers] == [0.25] * 4
+    assert [router.part("a") for router in fleet.routers] == [0.25] * 4
 
 
-def test_a_router_that_hears_nobody_keeps_to_its_even_part():
-    quotas, who = Quotas(), tenant(rpm=60)
+@pytest.mark.parametrize("others", [[None], [None, {"a": Asked(9.0, 0)}]])
+def test_a_router_that_does_not_hear_all_others_keeps_to_its_even_part(others):
+    quotas = Quotas()
     quotas.fraction = 0.5
-    quotas.divide([{"a": Asked(9.0, 0)}], 2, NOW)
-    let_in(quotas, who, NOW)
-    assert quotas._accounts["a"].fraction == pytest.approx(0.1)
-    quotas.divide([], 2, NOW)
-    let_in(quotas, who, NOW)
-    assert quotas._accounts["a"].fraction == 0.5
+    quotas.divide([{"a": Asked(9.0, 0)}])
+    assert quotas.part("a") == pytest.approx(0.1)
+    quotas.divide(others)
+    assert quotas.part("a") == 0.5
+    assert quotas.room(tenant(concurrency=5), 0.5) == 2
+
+
+def test_a_router_that_drains_leaves_its_part_to_those_who_are_asked():
+    quotas, who = Quotas(), tenant(concurrency=50)
+    for _ in range(20):
+        quotas.enter(who, 1, NOW)
+    assert quotas.demands(NOW + 1, draining=True) == {"a": (0.0, 20)}
+    other = Quotas()
+    other.enter(who, 1, NOW)
+    other.demands(NOW + 1)
+    other.divide([quotas.demands(NOW + 1.05, draining=True)])
+    assert other.part("a") == pytest.approx(0.9)
+    assert other.room(who, 0.9) == 30, "what is open there still counts"
+
+
+@pytest.mark.parametrize(("most", "rooms"), [(1, [1, 1]), (2, [2, 1]), (10, [9, 1])])
+def test_a_small_bound_on_open_requests_is_not_rounded_away(most, rooms):
+    fleet, who = Fleet(2), tenant(concurrency=most)
+    let_in(fleet.routers[0], who, NOW)
+    fleet.hear(NOW)
+    assert [router.room(who, router.part("a")) for router in fleet.routers] == rooms
 
 
 def test_open_requests_count_as_demand_and_old_ones_fade():
@@ -279,19 +300,21 @@ def test_open_requests_count_as_demand_and_old_ones_fade():
     assert quotas.demands(NOW + 100) == {"a": (3.0, 3)}
     for lease in leases:
         lease.settle(0)
-    assert quotas.demands(NOW + 100) == {}
+    assert quotas.demands(NOW + 101) == {}
 
 
 def test_a_part_that_is_still_in_use_elsewhere_is_not_given_twice():
     first, second, who = Quotas(), Quotas(), tenant(concurrency=10)
     leases = [first.enter(who, 1, NOW) for _ in range(9)]
-    for _ in range(200):
-        second.divide([first.demands(NOW)], 2, NOW)
-        let_in(second, who, NOW)  # asks far more now than the first one does
-    open_there = [second.enter(who, 1, NOW)]
-    assert refusal(second, who).kind == "concurrency"
+    for step in range(200):  # it asks far more there now
+        now = NOW + step / 10
+        let_in(second, who, now)
+        second.demands(now)
+        second.divide([first.demands(now)])
+    open_there = [second.enter(who, 1, now)]
+    assert second.part("a") > 0.7 and refusal(second, who).kind == "concurrency"
     for lease in leases[:4]:
         lease.settle(0)
-    second.divide([first.demands(NOW)], 2, NOW)
-    open_there += [second.enter(who, 1, NOW) for _ in range(4)]
+    second.divide([first.demands(now + 1)])
+    open_there += [second.enter(who, 1, now + 1) for _ in range(4)]
     assert refusal(second, who).kind == "concurrency"

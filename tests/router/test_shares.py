@@ -398,13 +398,13 @@ GOOD = {
         {"waiting": None},
         {"tenants": {"a": 2}},
         {"tenants": {"a": [2]}},
+        {"tenants": [["a", 2.5, 1]]},
         {"tenants": {"a": ["2", 1]}},
         {"tenants": {"a": [-0.5, 1]}},
         {"tenants": {"a": [float("inf"), 1]}},
         {"tenants": {"a": [1.0, 0.5]}},
         {"tenants": {"a": [1.0, -1]}},
         {"tenants": {"": [1.0, 1]}},
-        {"tenants": None},
     ],
 )
 def test_a_report_with_anything_wrong_in_it_is_refused(change):
@@ -417,7 +417,8 @@ def test_a_report_says_what_tenants_ask_for_and_one_of_an_earlier_release_does_n
     report = parse_report(GOOD | {"tenants": {"a": [2.5, 1], "b": [3, 0]}})
     assert report.tenants == {"a": (2.5, 1), "b": (3.0, 0)}
     assert parse_report(orjson.loads(orjson.dumps(render_report(report)))) == report
-    assert parse_report(GOOD).tenants == {}
+    assert parse_report(GOOD).tenants is None
+    assert parse_report(GOOD | {"tenants": {"a": [2.5, 1, "of a later release"]}}).tenants == {"a": (2.5, 1)}
 
 
 @pytest.mark.parametrize("raw", [None, [], "x", {}, {"name": "a"}])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Final
 
 from llmfleet.router.errors import Code, Refusal
@@ -23,7 +22,8 @@ MAX_RETRY_AFTER: Final = 60  # official clients do not wait longer than 120 s, a
 ASSUMED_TOKENS: Final = 256  # of an answer whose request sets no bound
 EVEN: Final = 0.2  # of a quota: a router that a tenant turns to has something for it at once
 FADE_SECONDS: Final = 10.0  # in which a request that was asked for counts for a third of one that is now
-LEAST_DEMAND: Final = 0.05  # less is not told to others
+FORGET_SECONDS: Final = 60.0  # after which it does not count at all
+TELL_SECONDS: Final = 0.1  # for which what was told to one router is told to the others too
 NOTHING: Final = Asked(0.0, 0)
 
 
@@ -61,7 +61,7 @@ class Bucket:
 class Account:
     """What one tenant has left here."""
 
-    __slots__ = ("_asked", "_asked_at", "fraction", "in_flight", "requests", "room", "tenant", "tokens")
+    __slots__ = ("_asked", "_asked_at", "fraction", "in_flight", "requests", "tenant", "tokens")
 
     def __init__(self, tenant: Tenant, now: float, fraction: float) -> None:
         self.in_flight = 0
@@ -77,16 +77,16 @@ class Account:
             bucket.resize(max(1.0, limit * self.fraction))
             bucket.shift(max(1.0, limit * fraction))
         self.tenant, self.fraction = tenant, fraction
-        self.room = max(1, math.floor(tenant.concurrency * fraction))
 
     def ask(self, now: float) -> None:
         """Count a request, also one that is refused."""
         self._asked = self._faded(now) + 1.0
         self._asked_at = now
 
-    def demand(self, now: float) -> float:
-        """Return how much is asked for here, in requests: those of late, and those that are open."""
-        return self._faded(now) + self.in_flight
+    def asked(self, now: float) -> Asked:
+        """Return how much is asked for here: requests of late and those that are open, and how many are open."""
+        forgotten = now - self._asked_at > FORGET_SECONDS
+        return Asked(round((0.0 if forgotten else self._faded(now)) + self.in_flight, 2), self.in_flight)
 
     def _faded(self, now: float) -> float:
         return self._asked * math.exp(min(0.0, self._asked_at - now) / FADE_SECONDS)
@@ -111,14 +111,16 @@ class Lease:
 
 
 class Quotas:
-    """The accounts of every tenant with a limit. `fraction` is this router's part while no other one is heard."""
+    """The accounts of every tenant with a limit. `fraction` is this router's part unless all the others are heard."""
 
-    __slots__ = ("_accounts", "_elsewhere", "_parts", "fraction", "refused")
+    __slots__ = ("_accounts", "_others", "_routers", "_told", "_told_at", "fraction", "refused")
 
     def __init__(self) -> None:
         self._accounts: dict[str, Account] = {}
-        self._parts: dict[str, float] = {}  # by tenant that asks anybody
-        self._elsewhere: dict[str, int] = {}  # requests that a tenant has open at other routers
+        self._told: dict[str, Asked] = {}  # to the other routers
+        self._told_at = -math.inf
+        self._others: dict[str, Asked] | None = None  # what all of them are asked for; None: not all are heard
+        self._routers = 1
         self.fraction = 1.0
         self.refused: dict[tuple[str, str], int] = {}  # by tenant and limit
 
@@ -127,15 +129,13 @@ class Quotas:
         if not (tenant.rpm or tenant.tokens_per_minute or tenant.concurrency):
             return None
         account = self._accounts.get(tenant.name)
-        fraction = self._parts.get(tenant.name, self.fraction)
+        fraction = self.part(tenant.name)
         if account is None:
             account = self._accounts[tenant.name] = Account(tenant, now, fraction)
         elif account.tenant is not tenant or account.fraction != fraction:
             account.adapt(tenant, fraction)
         account.ask(now)
-        # A part that was another router's a moment ago may still be in use there.
-        room = min(account.room, tenant.concurrency - self._elsewhere.get(tenant.name, 0))
-        if tenant.concurrency and account.in_flight >= room:
+        if tenant.concurrency and account.in_flight >= self.room(tenant, fraction):
             raise self._refusal(account, "concurrency", 1.0, now)
         requests, bucket, taken = account.requests, account.tokens, 0.0
         if tenant.rpm and requests.fill(now) < 1:
@@ -149,17 +149,42 @@ class Quotas:
         bucket.level -= taken
         return Lease(account, taken)
 
-    def demands(self, now: float) -> dict[str, Asked]:
-        """Say to other routers what this one is asked for, by tenant."""
-        every = self._accounts.items()
-        found = {name: Asked(round(account.demand(now), 2), account.in_flight) for name, account in every}
-        return {name: asked for name, asked in found.items() if asked.demand >= LEAST_DEMAND}
+    def demands(self, now: float, *, draining: bool = False) -> dict[str, Asked]:
+        """Say to other routers what this one is asked for, by tenant; one that drains needs no part for what comes."""
+        if now - self._told_at >= TELL_SECONDS:
+            every = {name: account.asked(now) for name, account in self._accounts.items()}
+            told = {name: asked for name, asked in every.items() if asked.demand}
+            self._told = {n: Asked(0.0, asked.in_flight) for n, asked in told.items()} if draining else told
+            self._told_at = now
+        return self._told
 
-    def divide(self, others: Sequence[Mapping[str, Asked]], routers: int, now: float) -> None:
-        """Take this router's parts anew, from what the others that are heard are asked for."""
-        mine = self.demands(now)
-        self._parts = {name: _part(name, mine, others, routers) for name in {*mine, *chain(*others)}} if others else {}
-        self._elsewhere = {name: sum(_of(name, other).in_flight for other in others) for name in chain(*others)}
+    def divide(self, others: Sequence[Mapping[str, Asked] | None]) -> None:
+        """Take over what each of the other routers is asked for; of a quota nobody can know of it is an even part."""
+        self._others, self._routers = {}, len(others) + 1
+        for other in others:
+            if other is None:
+                self._others = None
+                return
+            for name, asked in other.items():
+                known = self._others.get(name, NOTHING)
+                self._others[name] = Asked(known.demand + asked.demand, known.in_flight + asked.in_flight)
+
+    def part(self, name: str) -> float:
+        """Return this router's part of a tenant's quota; the parts of all that hear each other add up to one."""
+        if self._others is None or self._routers == 1:
+            return self.fraction
+        own = self._told.get(name, NOTHING).demand
+        total = own + self._others.get(name, NOTHING).demand
+        return EVEN / self._routers + (1.0 - EVEN) * (own / total if total else 1.0 / self._routers)
+
+    def room(self, tenant: Tenant, fraction: float) -> int:
+        """Return how many requests a tenant may have open here: one at least, however many routers there are."""
+        part = tenant.concurrency * fraction
+        if self._others is None:
+            return max(1, math.floor(part))
+        # What was another router's part a moment ago may still be in use there.
+        elsewhere = self._others.get(tenant.name, NOTHING).in_flight
+        return max(1, min(math.ceil(part - 1e-9), tenant.concurrency - elsewhere))
 
     def in_flight(self, name: str) -> int:
         """Return how many requests of a tenant with a limit are open."""
@@ -188,17 +213,6 @@ class Quotas:
             kind=limit,
             extra=b"retry-after: %d\r\n%b" % (min(MAX_RETRY_AFTER, max(1, math.ceil(wait))), headers(account)),
         )
-
-
-def _of(name: str, asked: Mapping[str, Asked]) -> Asked:
-    return asked.get(name, NOTHING)
-
-
-def _part(name: str, mine: Mapping[str, Asked], others: Sequence[Mapping[str, Asked]], routers: int) -> float:
-    """Return one router's part of a tenant's quota; the parts of all who heard each other add up to one."""
-    own = _of(name, mine).demand
-    total = own + sum(_of(name, other).demand for other in others)
-    return EVEN / routers + (1.0 - EVEN) * (own / total if total else 1.0 / routers)
 
 
 def headers(account: Account) -> bytes:

@@ -47,7 +47,7 @@ class Report:
     sees: Mapping[str, str] = field(default_factory=dict)
     engines: Mapping[str, Line] = field(default_factory=dict)
     waiting: Mapping[str, int] = field(default_factory=dict)  # by model
-    tenants: Mapping[str, Asked] = field(default_factory=dict)  # with a quota
+    tenants: Mapping[str, Asked] | None = None  # with a quota; None: it says nothing of them
     place: Mapping[str, int] = field(default_factory=dict)  # of each peer in `sees`
     at: float = 0.0  # when it was heard
 
@@ -62,7 +62,7 @@ def render_report(report: Report) -> dict[str, Any]:
         "sees": report.sees,
         "engines": {key: list(line) for key, line in report.engines.items()},
         "waiting": report.waiting,
-        "tenants": {name: list(asked) for name, asked in report.tenants.items()},
+        "tenants": None if report.tenants is None else {name: list(a) for name, a in report.tenants.items()},
     }
 
 
@@ -76,8 +76,18 @@ def parse_report(raw: object) -> Report:
 
 def _report(raw: Any) -> Report:
     sees = dict(raw["sees"])
-    tenants = dict(raw.get("tenants", {}))  # a router of an earlier release says nothing of them
-    _texts([raw["name"], raw["incarnation"], *sees, *sees.values(), *raw["engines"], *raw.get("waiting", {}), *tenants])
+    tenants = raw.get("tenants")  # a router of an earlier release says nothing of them
+    _texts(
+        [
+            raw["name"],
+            raw["incarnation"],
+            *sees,
+            *sees.values(),
+            *raw["engines"],
+            *raw.get("waiting", {}),
+            *(tenants or ()),
+        ]
+    )
     _counts([raw["sequence"], *raw.get("waiting", {}).values()])
     return Report(
         name=raw["name"],
@@ -87,7 +97,7 @@ def _report(raw: Any) -> Report:
         sees=sees,
         engines={key: _line(line, len(sees)) for key, line in raw["engines"].items()},
         waiting=dict(raw.get("waiting", {})),
-        tenants={name: _asked(*asked) for name, asked in tenants.items()},
+        tenants=None if tenants is None else {name: _asked(*asked[:2]) for name, asked in tenants.items()},
     )
 
 

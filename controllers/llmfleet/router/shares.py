@@ -303,9 +303,10 @@ class Shares:
         elsewhere = sum(r.waiting.get(model, 0) for r in live)
         return max(1, min(limit, waiting) + max(0, limit - waiting - elsewhere) // self.routers(now))
 
-    def tenants(self, now: float) -> list[Mapping[str, Asked]]:
-        """Return what each of the other routers is asked for, by tenant."""
-        return [report.tenants for report in self._live(now)]
+    def tenants(self, now: float) -> list[Mapping[str, Asked] | None]:
+        """Return what each of the other routers is asked for, by tenant; None of one that does not say."""
+        said = {report.name: report.tenants for report in self._live(now)}
+        return [said.get(name) for name in self._peers]
 
     def elsewhere(self, now: float) -> dict[str, int]:
         """Count the requests that other routers have on each engine."""

@@ -115,7 +115,8 @@ class Gossip:
         """Say to a peer what this router does."""
         now = self._host.loop.time()
         report = self.shares.report(self._loads(), self._host.rooms(), draining=self._host.draining, now=now)
-        return orjson.dumps(render_report(replace(report, tenants=self._host.quotas.demands(now))))
+        tenants = self._host.quotas.demands(now, draining=self._host.draining)
+        return orjson.dumps(render_report(replace(report, tenants=tenants)))
 
     async def round(self) -> None:
         """Ask every peer once, then decide."""
@@ -174,7 +175,8 @@ class Gossip:
         host = self._host
         now = host.loop.time()
         allowed = self.shares.tick(self._loads(), host.rooms(), draining=host.draining, now=now)
-        host.quotas.divide(self.shares.tenants(now), self.shares.routers(now), now)
+        host.quotas.demands(now, draining=host.draining)
+        host.quotas.divide(self.shares.tenants(now))
         elsewhere = self.shares.elsewhere(now)
         more = False
         for backend in host.fleet.backends.values():
