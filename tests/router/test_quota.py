@@ -202,6 +202,11 @@ class Fleet:
         for router in self.routers:
             router.fraction = 1 / number
 
+    def settle(self, now):
+        """Hear each other until everybody knows what everybody knows."""
+        for step in range(3):
+            self.hear(now + step / 4)
+
     def hear(self, now):
         said = [router.demands(now) for router in self.routers]
         for index, router in enumerate(self.routers):
@@ -251,13 +256,11 @@ def test_all_parts_together_are_the_whole_and_every_router_has_some():
     fleet, who = Fleet(4), tenant(rpm=1000, concurrency=100)
     for _ in range(30):
         let_in(fleet.routers[0], who, NOW)
-    fleet.hear(NOW)
-    for router in fleet.routers:
-        let_in(router, who, NOW)
+    fleet.settle(NOW)
     parts = [router.part("a") for router in fleet.routers]
     assert sum(parts) == pytest.approx(1.0)
     assert [router.room(who, part) for router, part in zip(fleet.routers, parts, strict=True)] == [85, 5, 5, 5]
-    fleet.hear(NOW + 600)  # long forgotten: evenly again
+    fleet.settle(NOW + 600)  # long forgotten: evenly again
     assert [router.part("a") for router in fleet.routers] == [0.25] * 4
 
 
@@ -279,8 +282,9 @@ def test_a_router_that_drains_leaves_its_part_to_those_who_are_asked():
     assert quotas.demands(NOW + 1, draining=True) == {"a": (0.0, 20)}
     other = Quotas()
     other.enter(who, 1, NOW)
-    other.demands(NOW + 1)
-    other.divide([quotas.demands(NOW + 1.05, draining=True)])
+    for now in (NOW + 1, NOW + 2):
+        other.demands(now)
+        other.divide([quotas.demands(now, draining=True)])
     assert other.part("a") == pytest.approx(0.9)
     assert other.room(who, 0.9) == 30, "what is open there still counts"
 
@@ -289,7 +293,7 @@ def test_a_router_that_drains_leaves_its_part_to_those_who_are_asked():
 def test_a_small_bound_on_open_requests_is_not_rounded_away(most, rooms):
     fleet, who = Fleet(2), tenant(concurrency=most)
     let_in(fleet.routers[0], who, NOW)
-    fleet.hear(NOW)
+    fleet.settle(NOW)
     assert [router.room(who, router.part("a")) for router in fleet.routers] == rooms
 
 
@@ -301,6 +305,15 @@ def test_open_requests_count_as_demand_and_old_ones_fade():
     for lease in leases:
         lease.settle(0)
     assert quotas.demands(NOW + 101) == {}
+
+
+def test_a_part_does_not_grow_before_the_others_can_know():
+    fleet, who = Fleet(2), tenant(concurrency=10)
+    let_in(fleet.routers[0], who, NOW)
+    fleet.hear(NOW)
+    assert sum(router.part("a") for router in fleet.routers) <= 1.0
+    fleet.hear(NOW + 0.25)
+    assert [router.part("a") for router in fleet.routers] == pytest.approx([0.9, 0.1])
 
 
 def test_a_part_that_is_still_in_use_elsewhere_is_not_given_twice():

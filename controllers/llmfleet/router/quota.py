@@ -113,12 +113,14 @@ class Lease:
 class Quotas:
     """The accounts of every tenant with a limit. `fraction` is this router's part unless all the others are heard."""
 
-    __slots__ = ("_accounts", "_others", "_routers", "_told", "_told_at", "fraction", "refused")
+    __slots__ = ("_accounts", "_before", "_latest", "_others", "_routers", "_told", "_told_at", "fraction", "refused")
 
     def __init__(self) -> None:
         self._accounts: dict[str, Account] = {}
         self._told: dict[str, Asked] = {}  # to the other routers
         self._told_at = -math.inf
+        self._before: dict[str, Asked] = {}  # what was told when the quotas were divided before the last time
+        self._latest: dict[str, Asked] = {}  # and the last time
         self._others: dict[str, Asked] | None = None  # what all of them are asked for; None: not all are heard
         self._routers = 1
         self.fraction = 1.0
@@ -161,6 +163,7 @@ class Quotas:
     def divide(self, others: Sequence[Mapping[str, Asked] | None]) -> None:
         """Take over what each of the other routers is asked for; of a quota nobody can know of it is an even part."""
         self._others, self._routers = {}, len(others) + 1
+        self._before, self._latest = self._latest, self._told
         for other in others:
             if other is None:
                 self._others = None
@@ -173,7 +176,8 @@ class Quotas:
         """Return this router's part of a tenant's quota; the parts of all that hear each other add up to one."""
         if self._others is None or self._routers == 1:
             return self.fraction
-        own = self._told.get(name, NOTHING).demand
+        # Not what the others cannot know yet: they would still have the part that is taken.
+        own = min(self._before.get(name, NOTHING).demand, self._latest.get(name, NOTHING).demand)
         total = own + self._others.get(name, NOTHING).demand
         return EVEN / self._routers + (1.0 - EVEN) * (own / total if total else 1.0 / self._routers)
 
