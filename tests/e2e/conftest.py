@@ -1,7 +1,8 @@
 """The local cluster with images loaded, once for all end-to-end tests, and the chart installed, once in each lane.
 
 A cluster that existed before stays, also one that was unwell; one that these tests made is taken away, after the last
-lane has ended. The namespaces are their own. `pytest -n 3 tests/e2e` runs in three lanes, without `-n` there is one.
+lane has ended, or before the next run if this one was interrupted. The namespaces are their own.
+`pytest -n 3 tests/e2e` runs in three lanes, without `-n` there is one.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ CLUSTER = ROOT / "ci/cluster/cluster"
 FIGURES = ROOT / "build/figures/e2e.json"
 SHARED = pytest.StashKey[Shared]()
 WORDS = pytest.StashKey[list[str]]()
+OURS = "made-by-e2e-tests"  # in the folder of a cluster that these tests made
 LANES = "llmfleet-e2e"  # what a lane is told of the others
 TOGETHER = ("test_autoscaler_fleets.py",)  # making the fixture of its module twice takes as long as a short test
 
@@ -114,12 +116,22 @@ def cluster(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(run([CLUSTER, "kubeconfig"]).strip())
 
 
+def kubeconfig() -> Path | None:
+    """Where the cluster's kubeconfig is; None: there is no cluster."""
+    done = subprocess.run([CLUSTER, "kubeconfig"], capture_output=True, text=True, check=False)
+    return None if done.returncode else Path(done.stdout.strip())
+
+
 def bring_up(shared: Shared, folder: Path) -> None:
     """Start the cluster, and load the images, the simulator once more under the name of its next version."""
+    if (found := kubeconfig()) and (found.parent / OURS).exists():
+        run([CLUSTER, "down"])  # with the releases and fleets of a run that was interrupted
     # One that is there and unwell is somebody's all the same: only what nobody had is taken away.
-    if subprocess.run([CLUSTER, "kubeconfig"], capture_output=True, check=False).returncode:
+    if made := not kubeconfig():
         shared.note("made")
     run([CLUSTER, "up", "--nodes", "2"])
+    if made:
+        (Path(run([CLUSTER, "kubeconfig"]).strip()).parent / OURS).touch()
     lines = run([ROOT / "ci/images/build", "llmfleet", "sim", "redis"]).splitlines()
     paths = {name.rsplit("/", 1)[1].split(":")[0]: Path(path) for name, path in (line.split(" ", 1) for line in lines)}
     following = renamed_archive(paths["engine-sim"], NEXT_SIM, folder)

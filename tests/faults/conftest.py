@@ -1,6 +1,6 @@
 """A cluster of three nodes to break, beside any other on this machine, with the chart installed once.
 
-One that was up before stays up: it makes writing a test fast. The one these tests start is taken away.
+The cluster is the tests' own and goes away with them. What an interrupted run left of it goes first, with its fleets.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ NAMESPACE = "llmfleet-faults"
 def ground() -> Iterator[Ground]:
     """A running cluster of our own."""
     found = Ground("faults")
-    was_up = found.status()["exists"]
-    found.up()
-    lines = run([ROOT / "ci/images/build", "llmfleet", "sim"]).splitlines()
-    found.load([line.split(" ", 1)[1] for line in lines])
-    yield found
-    if not was_up:
+    found.down()
+    try:
+        found.up()
+        lines = run([ROOT / "ci/images/build", "llmfleet", "sim"]).splitlines()
+        found.load([line.split(" ", 1)[1] for line in lines])
+        yield found
+    finally:
         found.down()
 
 
