@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import tempfile
@@ -27,7 +28,8 @@ CLUSTER = ROOT / "ci/cluster/cluster"
 FIGURES = ROOT / "build/figures/e2e.json"
 SHARED = pytest.StashKey[Shared]()
 WORDS = pytest.StashKey[list[str]]()
-OURS = "made-by-e2e-tests"  # in the folder of a cluster that these tests made
+OURS = "made-by-e2e-tests"  # in the folder of a cluster that these tests made: the process id of their run
+RUN = "run"  # in the lanes' folder: the same
 LANES = "llmfleet-e2e"  # what a lane is told of the others
 TOGETHER = ("test_autoscaler_fleets.py",)  # making the fixture of its module twice takes as long as a short test
 
@@ -43,10 +45,17 @@ class Turns(LoadScopeScheduling):
 def pytest_configure(config: pytest.Config) -> None:
     """Make the folder that all lanes know; a lane that is one of several is told which."""
     config.addinivalue_line("markers", "turn(number): begins before the others when there are several lanes")
-    given = config.workerinput if hasattr(config, "workerinput") else {LANES: tempfile.mkdtemp(prefix="llmfleet-e2e-")}
+    given = config.workerinput if hasattr(config, "workerinput") else begin()
     if LANES in given:
         config.stash[SHARED] = Shared(Path(given[LANES]))
     config.stash[WORDS] = []
+
+
+def begin() -> dict[str, str]:
+    """Make what the lanes are told of; the process that does so ends last."""
+    folder = tempfile.mkdtemp(prefix="llmfleet-e2e-")
+    (Path(folder) / RUN).write_text(str(os.getpid()))
+    return {LANES: folder}
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -122,16 +131,21 @@ def kubeconfig() -> Path | None:
     return None if done.returncode else Path(done.stdout.strip())
 
 
+def abandoned(note: Path) -> bool:
+    """Whether a run made this cluster that is there no more."""
+    return note.exists() and not Path("/proc", note.read_text()).exists()
+
+
 def bring_up(shared: Shared, folder: Path) -> None:
     """Start the cluster, and load the images, the simulator once more under the name of its next version."""
-    if (found := kubeconfig()) and (found.parent / OURS).exists():
+    if (found := kubeconfig()) and abandoned(found.parent / OURS):
         run([CLUSTER, "down"])  # with the releases and fleets of a run that was interrupted
     # One that is there and unwell is somebody's all the same: only what nobody had is taken away.
     if made := not kubeconfig():
         shared.note("made")
     run([CLUSTER, "up", "--nodes", "2"])
     if made:
-        (Path(run([CLUSTER, "kubeconfig"]).strip()).parent / OURS).touch()
+        (Path(run([CLUSTER, "kubeconfig"]).strip()).parent / OURS).write_text((shared.folder / RUN).read_text())
     lines = run([ROOT / "ci/images/build", "llmfleet", "sim", "redis"]).splitlines()
     paths = {name.rsplit("/", 1)[1].split(":")[0]: Path(path) for name, path in (line.split(" ", 1) for line in lines)}
     following = renamed_archive(paths["engine-sim"], NEXT_SIM, folder)
