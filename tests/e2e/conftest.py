@@ -138,13 +138,15 @@ def abandoned(note: Path) -> bool:
 
 def bring_up(shared: Shared, folder: Path) -> None:
     """Start the cluster, and load the images, the simulator once more under the name of its next version."""
-    if (found := kubeconfig()) and abandoned(found.parent / OURS):
+    found = kubeconfig()
+    if found and abandoned(found.parent / OURS):
         run([CLUSTER, "down"])  # with the releases and fleets of a run that was interrupted
+        found = None
     # One that is there and unwell is somebody's all the same: only what nobody had is taken away.
-    if made := not kubeconfig():
+    if not found:
         shared.note("made")
     run([CLUSTER, "up", "--nodes", "2"])
-    if made:
+    if not found:
         (Path(run([CLUSTER, "kubeconfig"]).strip()).parent / OURS).write_text((shared.folder / RUN).read_text())
     lines = run([ROOT / "ci/images/build", "llmfleet", "sim", "redis"]).splitlines()
     paths = {name.rsplit("/", 1)[1].split(":")[0]: Path(path) for name, path in (line.split(" ", 1) for line in lines)}

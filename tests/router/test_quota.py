@@ -210,7 +210,7 @@ class Fleet:
     def hear(self, now):
         said = [router.demands(now) for router in self.routers]
         for index, router in enumerate(self.routers):
-            router.divide(said[:index] + said[index + 1 :])
+            router.divide(said[index], said[:index] + said[index + 1 :])
 
     def taken(self, who, seconds, rates, start=NOW):
         """Ask each router so many times a second; how many were let in by each."""
@@ -268,9 +268,9 @@ def test_all_parts_together_are_the_whole_and_every_router_has_some():
 def test_a_router_that_does_not_hear_all_others_keeps_to_its_even_part(others):
     quotas = Quotas()
     quotas.fraction = 0.5
-    quotas.divide([{"a": Asked(9.0, 0)}])
+    quotas.divide({}, [{"a": Asked(9.0, 0)}])
     assert quotas.part("a") == pytest.approx(0.1)
-    quotas.divide(others)
+    quotas.divide({}, others)
     assert quotas.part("a") == 0.5
     assert quotas.room(tenant(concurrency=5), 0.5) == 2
 
@@ -283,8 +283,7 @@ def test_a_router_that_drains_leaves_its_part_to_those_who_are_asked():
     other = Quotas()
     other.enter(who, 1, NOW)
     for now in (NOW + 1, NOW + 2):
-        other.demands(now)
-        other.divide([quotas.demands(now, draining=True)])
+        other.divide(other.demands(now), [quotas.demands(now, draining=True)])
     assert other.part("a") == pytest.approx(0.9)
     assert other.room(who, 0.9) == 30, "what is open there still counts"
 
@@ -322,12 +321,11 @@ def test_a_part_that_is_still_in_use_elsewhere_is_not_given_twice():
     for step in range(200):  # it asks far more there now
         now = NOW + step / 10
         let_in(second, who, now)
-        second.demands(now)
-        second.divide([first.demands(now)])
+        second.divide(second.demands(now), [first.demands(now)])
     open_there = [second.enter(who, 1, now)]
     assert second.part("a") > 0.7 and refusal(second, who).kind == "concurrency"
     for lease in leases[:4]:
         lease.settle(0)
-    second.divide([first.demands(now + 1)])
+    second.divide(second.demands(now), [first.demands(now + 1)])
     open_there += [second.enter(who, 1, now + 1) for _ in range(4)]
     assert refusal(second, who).kind == "concurrency"

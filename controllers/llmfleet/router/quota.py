@@ -160,10 +160,10 @@ class Quotas:
             self._told_at = now
         return self._told
 
-    def divide(self, others: Sequence[Mapping[str, Asked] | None]) -> None:
-        """Take over what each of the other routers is asked for; of a quota nobody can know of it is an even part."""
+    def divide(self, told: dict[str, Asked], others: Sequence[Mapping[str, Asked] | None]) -> None:
+        """Take over what this router told and what each other one is asked for; None: nobody can know."""
         self._others, self._routers = {}, len(others) + 1
-        self._before, self._latest = self._latest, self._told
+        self._before, self._latest = self._latest, told
         for other in others:
             if other is None:
                 self._others = None

@@ -175,8 +175,7 @@ class Gossip:
         host = self._host
         now = host.loop.time()
         allowed = self.shares.tick(self._loads(), host.rooms(), draining=host.draining, now=now)
-        host.quotas.demands(now, draining=host.draining)
-        host.quotas.divide(self.shares.tenants(now))
+        host.quotas.divide(host.quotas.demands(now, draining=host.draining), self.shares.tenants(now))
         elsewhere = self.shares.elsewhere(now)
         more = False
         for backend in host.fleet.backends.values():
