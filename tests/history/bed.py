@@ -104,7 +104,8 @@ class Bed:
         )
         self.engines[name] = process
         assert process.stdout is not None
-        await asyncio.wait_for(process.stdout.readline(), START_SECONDS)
+        async with asyncio.timeout(START_SECONDS):
+            await process.stdout.readline()
 
     async def kill_engine(self, name: str) -> None:
         """Kill without a word and start again on the same port."""
@@ -141,7 +142,8 @@ class Bed:
             stderr=asyncio.subprocess.PIPE,
         )
         router = self.routers[name] = RouterProcess(name, process)
-        await asyncio.wait_for(router.listening(), START_SECONDS)
+        async with asyncio.timeout(START_SECONDS):
+            await router.listening()
         return router
 
     async def roll_router(self) -> None:
@@ -171,7 +173,8 @@ class Bed:
             await asyncio.sleep(0.2)
         self.rests.append(Rest(router=router.name, in_flight=in_flight, waiting=waiting))
         for task in self._leaving:
-            await asyncio.wait_for(task, 120)
+            async with asyncio.timeout(120):
+                await task
 
     # ---- the store of jobs ----
 

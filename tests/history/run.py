@@ -141,7 +141,8 @@ async def _nemesis(bed: Bed, plan: Plan, over: asyncio.Event) -> None:
     turn = 0
     while plan.faults:
         with suppress(TimeoutError):
-            await asyncio.wait_for(over.wait(), plan.fault_every * (0.5 + chance.random()))
+            async with asyncio.timeout(plan.fault_every * (0.5 + chance.random())):
+                await over.wait()
             return
         what, engine = plan.faults[turn % len(plan.faults)], chance.choice(sorted(bed.ports))
         turn += 1

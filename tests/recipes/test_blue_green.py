@@ -115,14 +115,14 @@ def test_no_request_fails_on_the_way_there_and_back_and_at_each_step_the_right_e
         }
         for engine in engines.values():
             engine.until_up()
-        uvloop.run(asyncio.wait_for(walk(engines, steps, [{BLUE}, green, green, green, {BLUE}]), WALK_SECONDS))
+        uvloop.run(walk(engines, steps, [{BLUE}, green, green, green, {BLUE}]))
 
 
 async def walk(
     engines: dict[str, Any], steps: list[tuple[str, dict[str, int | None]]], working: list[set[str]]
 ) -> None:
     """Take every step while clients ask, and look who works after it."""
-    async with Fleets(engines) as bed:
+    async with asyncio.timeout(WALK_SECONDS), Fleets(engines) as bed:
         load = Load(bed)
         clients = [asyncio.create_task(load.client(number)) for number in range(CLIENTS)]
         for (step, given), expected in zip(steps, working, strict=True):

@@ -105,7 +105,8 @@ class User:
                 nothing = Answer()
                 return nothing.sample(begin=begin, end=clock(), ending=Ending.UNREACHABLE, said=words(error)), nothing
         try:
-            ending, said = await asyncio.wait_for(link.begin(request), self._timeout)
+            async with asyncio.timeout(self._timeout):
+                ending, said = await link.begin(request)
         except TimeoutError:
             ending, said = Ending.TIMEOUT, f"no end after {self._timeout:g} s"
         end = clock()

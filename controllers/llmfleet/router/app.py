@@ -274,7 +274,8 @@ def let_in(door: socket.socket) -> Iterator[socket.socket]:
 async def wait(event: asyncio.Event, seconds: float) -> None:
     """Sleep, but wake when the event is set."""
     try:
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
     except TimeoutError:
         return
 

@@ -41,7 +41,8 @@ class LeaderGroup:
         while len(self._links) < self.nodes - 1:
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), end - loop.time())
+                async with asyncio.timeout_at(end):
+                    await self._changed.wait()
             except TimeoutError:
                 joined = f"{len(self._links) + 1}/{self.nodes} clients joined"
                 raise RendezvousError(
@@ -100,7 +101,8 @@ class LeaderGroup:
         if loop.time() - self._answered < _GRACE:
             return
         try:
-            await asyncio.wait_for(self._round(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._round()
         except TimeoutError:
             raise GroupError("RPC call to sample_tokens timed out.") from None
         except (ConnectionError, asyncio.IncompleteReadError):

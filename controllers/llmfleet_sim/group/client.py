@@ -74,7 +74,8 @@ async def _connect(config: EngineConfig) -> tuple[asyncio.StreamReader, asyncio.
     wait = 0.1
     while loop.time() < end:
         try:
-            return await asyncio.wait_for(asyncio.open_connection(config.master_addr, config.master_port), 10)
+            async with asyncio.timeout(10):
+                return await asyncio.open_connection(config.master_addr, config.master_port)
         except (OSError, TimeoutError) as error:
             log.debug("leader not there yet: %s", error)
             await asyncio.sleep(wait)

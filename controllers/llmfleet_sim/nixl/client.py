@@ -102,7 +102,8 @@ class Puller:
         connector = self.config.connector
         assert connector is not None
         try:
-            peer = _Peer(*await asyncio.wait_for(asyncio.open_connection(pull.host, pull.port), 2))
+            async with asyncio.timeout(2):
+                peer = _Peer(*await asyncio.open_connection(pull.host, pull.port))
             hello = await peer.call(op="hello")
         except (OSError, TimeoutError):
             raise await self._late(_UNREACHABLE, "Internal server error") from None

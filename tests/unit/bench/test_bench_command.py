@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -180,6 +181,22 @@ def test_the_picture_is_written_in_both_forms(endpoint: str, tmp_path: Path) -> 
     assert (tmp_path / "found.html").read_text().startswith("<!doctype html>")
 
 
+def interrupted(command: list[str], at: Callable[[], bool]) -> tuple[int, bytes, bytes]:
+    """Start it, interrupt it then, and say how it ended; it does not outlive the test."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        end = time.monotonic() + 120
+        while not at():
+            assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=120)
+        return process.returncode, stdout, stderr
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_an_interrupt_prints_what_was_measured_so_far(endpoint: str, engine: Process, tmp_path: Path) -> None:
     def answered() -> float:
         return engine.metric("vllm:request_success_total", finished_reason="length")
@@ -187,14 +204,8 @@ def test_an_interrupt_prints_what_was_measured_so_far(endpoint: str, engine: Pro
     begin, picture = answered(), tmp_path / "found.svg"
     arguments = ["--users", "2,4", "--seconds", "600", *SMALL, "--json", "--plot", str(picture)]
     command = [sys.executable, "-m", "llmfleet", "bench", "--url", endpoint, "--model", "tiny", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    end = time.monotonic() + 120
-    while answered() < begin + 60:
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=120)
-    assert (process.returncode, stderr) == (130, b"bench: 2 users\n")
+    code, stdout, stderr = interrupted(command, lambda: answered() >= begin + 60)
+    assert (code, stderr) == (130, b"bench: 2 users\n")
     found = json.loads(stdout)
     assert (found["interrupted"], found["passed"]) == (True, False)
     [level] = found["levels"]
@@ -207,15 +218,11 @@ def test_an_interrupt_before_anything_was_measured_is_no_verdict(engine: Process
     engine.fault(kind="hang", seconds=600)
     url = f"http://{HOST}:{engine.port}"
     command = [sys.executable, "-m", "llmfleet", "bench", "--url", url, "--model", "tiny", *SMALL]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    end = time.monotonic() + 120
-    while not engine.metric("vllm:num_requests_running"):
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=120)
-    engine.fault(kind="clear")
-    assert process.returncode == 130, stderr
+    try:
+        code, stdout, stderr = interrupted(command, lambda: bool(engine.metric("vllm:num_requests_running")))
+    finally:
+        engine.fault(kind="clear")
+    assert code == 130, stderr
     assert b"stopped by you" in stdout
 
 

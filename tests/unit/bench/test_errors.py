@@ -16,7 +16,7 @@ import pytest
 import uvloop
 
 from llmfleet.bench.app import NothingMeasuredError, Run, counted, measured, prepared
-from llmfleet.bench.client import User
+from llmfleet.bench.client import Link, User
 from llmfleet.bench.figures import Level
 from llmfleet.bench.request import Prompting, chat_request, models_request, parse_target
 from llmfleet.bench.stream import Kind
@@ -228,6 +228,23 @@ async def test_who_stops_gets_what_was_measured_and_leaves_nothing_running(engin
         assert (found.users, found.requests, found.cut, found.errors) == (2, 2, 2, 0)
         while engine.active:
             await asyncio.sleep(0.01)
+
+
+@with_engine(scripted.events(*WHOLE))
+async def test_a_user_who_is_stopped_in_the_moment_in_which_an_answer_ends_stops(engine: scripted.Engine) -> None:
+    ends = Link.on_message_complete
+
+    def ends_and_is_stopped(link: Link) -> None:
+        ends(link)
+        asking.cancel()
+
+    user = User(parse_target(f"http://{engine.address}"), tls=None, timeout=60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Link, "on_message_complete", ends_and_is_stopped)
+        asking = asyncio.create_task(user.ask(models_request(parse_target(f"http://{engine.address}"))))
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+    user.close()
 
 
 @with_engine(scripted.events(*WHOLE))

@@ -43,7 +43,8 @@ async def dump(browser: str, url: str, size: str) -> tuple[str, str]:
             browser, *flags, *ask, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
         )
         try:
-            out, said = await asyncio.wait_for(process.communicate(), SECONDS)
+            async with asyncio.timeout(SECONDS):
+                out, said = await process.communicate()
         except TimeoutError:
             process.kill()
             await process.wait()
