@@ -67,7 +67,18 @@ def drive(fleet: Fleet, prometheus: Prometheus, begin: float) -> Range:
             prometheus.discover()
             missing = [what for what in missing if not prometheus.value(HAPPENED[what])]
         time.sleep(SETTLED_SECONDS)
-        return Range(start=begin, end=time.time() - 1)
+        return Range(start=begin, end=well_scraped(prometheus, deadline))
+
+
+def well_scraped(prometheus: Prometheus, deadline: float) -> float:
+    """A moment at which no scrape of the exporters was just missed: instant panels are asked for that moment alone."""
+    missed = 'min_over_time(up{job=~"dcgm-exporter|kube-state-metrics"}[4s]) == 0'
+    while True:
+        end = time.time() - 1
+        if not prometheus.ask("query", query=missed, time=end)["data"]["result"]:
+            return end
+        assert time.monotonic() < deadline, "exporters of this process are not scraped in time"
+        time.sleep(0.5)
 
 
 @pytest.mark.parametrize("uid", PAGES)

@@ -63,9 +63,11 @@ def router(tmp_path_factory: pytest.TempPathFactory, engine: Process, key: Path)
     files = [f"--backends={folder / 'backends'}", f"--keys={folder / 'keys'}"]
     with subprocess.Popen([*command, *files], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         assert process.stderr is not None
-        said = next(one for one in map(json.loads, process.stderr) if one["message"] == "listening")
-        yield f"http://127.0.0.1:{said['port']}", f"http://127.0.0.1:{said['adminPort']}"
-        process.kill()
+        try:
+            said = next(one for one in map(json.loads, process.stderr) if one["message"] == "listening")
+            yield f"http://127.0.0.1:{said['port']}", f"http://127.0.0.1:{said['adminPort']}"
+        finally:
+            process.kill()
 
 
 def run(locust: str, host: str, folder: Path, enough: Callable[[], bool], *arguments: str) -> tuple[int, Rows, str]:
@@ -75,9 +77,13 @@ def run(locust: str, host: str, folder: Path, enough: Callable[[], bool], *argum
     short = ["--model=tiny", "--prompt-words=40", "--output-tokens=20"]
     with (folder / "said").open("w+") as said:
         process = subprocess.Popen([*command, *short, *arguments], stdout=said, stderr=subprocess.STDOUT)
-        came = wait_for(lambda: enough() or process.poll() is not None, 240)
-        process.terminate()
-        status = process.wait(120)
+        try:
+            came = wait_for(lambda: enough() or process.poll() is not None, 240)
+            process.terminate()
+            status = process.wait(120)
+        finally:
+            process.kill()
+            process.wait()
         said.seek(0)
         text = said.read()
     assert came, text

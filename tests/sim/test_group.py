@@ -60,7 +60,7 @@ def test_a_name_that_does_not_resolve_yet_is_tried_again(ranks):
 
 
 def test_a_dead_follower_is_noticed_at_the_next_request_and_the_leader_ends_with_0(ranks):
-    leader, follower = ranks(0, "--sim-teardown-scale", "2"), ranks(1)
+    leader, follower = ranks(0, "--sim-teardown-scale", "6"), ranks(1)
     leader.until_up().complete()
     follower.signal(signal.SIGKILL)
     follower.exit_code()
@@ -84,7 +84,7 @@ def test_a_follower_that_dies_mid_stream_ends_it_with_an_error_event_and_done(ra
 
 @pytest.mark.parametrize("how", ["stopped", "hanging"])
 def test_a_frozen_follower_stalls_the_stream_until_the_execute_timeout(ranks, how):
-    env = {"VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "5"}
+    env = {"VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "12"}
     leader, follower = ranks(0, env=env), ranks(1, admin=True)
     stream = leader.until_up().open(stream=True)
     stream.recv(100)
@@ -92,7 +92,7 @@ def test_a_frozen_follower_stalls_the_stream_until_the_execute_timeout(ranks, ho
         follower.signal(signal.SIGSTOP)
     else:
         follower.fault(kind="hang")
-    assert wait_for(lambda: _stands_still(leader), 4)
+    assert wait_for(lambda: _stands_still(leader), 10)
     assert leader.metric("vllm:num_requests_running") == 1
     assert leader.get("/health").status == 200
     assert b'"error"' in read_all(stream)

@@ -92,7 +92,7 @@ def test_a_chat_hands_its_token_ids_over(pair):
 
 
 def test_blocks_nobody_reads_are_freed_when_the_lease_ends(engines):
-    prefill = engines("kv_producer", kv_connector_extra_config={"kv_lease_duration": 3})
+    prefill = engines("kv_producer", kv_connector_extra_config={"kv_lease_duration": 6})
     leg_one(prefill)
     assert prefill.metric("vllm:kv_cache_usage_perc") > 0
     assert wait_for(lambda: prefill.metric("vllm:nixl_num_kv_expired_reqs_total") == 1)
@@ -177,7 +177,7 @@ def test_a_draining_prefill_engine_stays_until_its_blocks_are_read(engines):
 
 
 def test_a_client_that_leaves_during_a_pull_frees_everything(engines):
-    prefill, decode = engines("kv_producer"), engines("kv_consumer", "--sim-kv-transfer-us", "20000")
+    prefill, decode = engines("kv_producer"), engines("kv_consumer", "--sim-kv-transfer-us", "100000")
     link = decode.open(prompt=PROMPT, stream=True, kv_transfer_params=leg_one(prefill))
     assert wait_for(lambda: decode.metric("vllm:num_requests_waiting_by_reason", reason="deferred") == 1)
     link.close()
@@ -187,9 +187,9 @@ def test_a_client_that_leaves_during_a_pull_frees_everything(engines):
 
 
 def test_a_prompt_that_waits_for_a_seat_keeps_its_lease(engines):
-    lease = {"kv_lease_duration": 3}
+    lease = {"kv_lease_duration": 6}
     prefill = engines("kv_producer", kv_connector_extra_config=lease)
-    decode = engines("kv_consumer", "--max-num-seqs", "1", "--sim-step-a", "6", kv_connector_extra_config=lease)
+    decode = engines("kv_consumer", "--max-num-seqs", "1", "--sim-step-a", "10", kv_connector_extra_config=lease)
     first = decode.open(prompt="x", stream=True, max_tokens=900)
     assert wait_for(lambda: decode.metric("vllm:num_requests_running") == 1)
     second = decode.open(prompt=PROMPT, stream=True, max_tokens=3, kv_transfer_params=leg_one(prefill))

@@ -15,7 +15,7 @@ def last_events(data: bytes) -> list[bytes]:
 
 
 def test_the_port_refuses_connections_until_the_engine_is_up(tmp_path):
-    with start(tmp_path, "--sim-load-seconds", "1.5") as own:
+    with start(tmp_path, "--sim-load-seconds", "5") as own:
         assert wait_for(lambda: b"API server version" in own.log.read_bytes())
         assert not own.up()
         own.until_up()
@@ -113,7 +113,7 @@ def test_sigterm_while_loading_ends_at_once(tmp_path):
 
 
 def test_a_dead_engine_fails_everything_and_the_process_ends_with_0(tmp_path):
-    with start(tmp_path, *SLOW, "--sim-teardown-scale", "2", admin=True).until_up() as own:
+    with start(tmp_path, *SLOW, "--sim-teardown-scale", "6", admin=True).until_up() as own:
         stream = own.open(stream=True)
         assert wait_for(lambda: own.metric("vllm:num_requests_running") == 1)
         own.fault(kind="die", what="engine")

@@ -145,11 +145,11 @@ def test_a_watch_that_always_fails_is_no_hot_loop() -> None:
     """All faults side by side. Pauses are 0.01..0.02, 0.02..0.04, then 0.05..0.1 s: at most 20 rounds a second each."""
     with ExitStack() as stack:
         fakes = {name: stack.enter_context(scripted_apiserver()) for name in WATCH_FAULTS}
+        began = time.monotonic()
         for name, fake in fakes.items():
             fake.put("a")
             fake.always(WATCH_FAULTS[name], watch=True)
             stack.enter_context(reflecting(fake))
-        began = time.monotonic()
         eventually(lambda: all(len(fake.asked(watch=True)) >= 2 for fake in fakes.values()))
         time.sleep(0.6)
         asked = {name: (len(fake.asked(watch=True)), lists(fake)) for name, fake in fakes.items()}

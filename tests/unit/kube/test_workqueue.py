@@ -183,7 +183,7 @@ def test_a_worker_that_waits_for_a_later_key_is_woken_for_a_sooner_one() -> None
 
 def test_keys_due_at_once_are_worked_side_by_side() -> None:
     queue = WorkQueue()
-    both = threading.Barrier(2, timeout=5)
+    both = threading.Barrier(2, timeout=60)
     met: list[Key] = []
 
     def work() -> None:
@@ -199,7 +199,7 @@ def test_keys_due_at_once_are_worked_side_by_side() -> None:
     for key in (A, B):
         queue.add_after(key, timedelta(seconds=0.1))
     for worker in workers:
-        worker.join(5)
+        worker.join(60)
     assert sorted(met) == [A, B]
 
 
@@ -393,10 +393,12 @@ def test_every_key_comes_back_once_per_resync_period(fake: ScriptedApiserver) ->
             counts[key.name] = counts.get(key.name, 0) + 1
 
     manager.controller("test", reconcile, sources=[(pods, lambda obj: [key_of(obj)])])
+    began = time.monotonic()
     with Running(manager, fake):
         eventually(lambda: len(counts) == 20)
-        eventually(lambda: min(counts.values()) >= 3, seconds=6)
-        assert max(counts.values()) <= 6
+        eventually(lambda: min(counts.values()) >= 3)
+        passes = max(counts.values())
+    assert passes <= 3 + (time.monotonic() - began)
 
 
 def test_the_same_cache_is_watched_once(fake: ScriptedApiserver) -> None:

@@ -92,10 +92,11 @@ def test_two_operators_one_lease_and_a_clean_handover(
             api.create(cluster(namespace))
             ref = Ref(kind=STATEFULSET, namespace=namespace, name="a")
             eventually(lambda: server.call("GET", ref.path).status == 200, seconds=180)
+            # The write is counted when its answer was read, which is after others can see it.
+            written = 'llmfleet_operator_writes_total{code="200",resource="statefulsets.apps",verb="apply"}'
+            eventually(lambda: written in first.get(first.metrics_port, "/metrics")[1])
             status, text = first.get(first.metrics_port, "/metrics")
-            assert status == 200
-            assert "llmfleet_operator_leader 1.0" in text
-            assert 'llmfleet_operator_writes_total{code="200",resource="statefulsets.apps",verb="apply"}' in text
+            assert (status, "llmfleet_operator_leader 1.0" in text) == (200, True)
             assert first.get(first.health_port, "/healthz") == (200, "ok\n")
             assert first.get(first.health_port, "/nonsense")[0] == 404
             assert first.end() == 0

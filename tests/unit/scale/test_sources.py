@@ -118,7 +118,8 @@ def targets_of(engines: dict[str, int], routers: dict[str, int] | None = None, *
 def test_who_answers_is_seen_and_who_does_not_is_missing(
     serve: Callable[[Answer], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "ASK_SECONDS", 0.5)
+    monkeypatch.setattr(client, "ASK_SECONDS", 3.0)
+    monkeypatch.setattr(client, "GATHER_SECONDS", 60.0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

@@ -173,7 +173,8 @@ def test_an_operator_that_dies_in_mid_drain_costs_the_drain_deadline_and_no_more
     assert seconds >= 0.8
 
 
-def test_the_time_limit_ends_every_drain(api: Api, namespace: str) -> None:
+def test_the_time_limit_ends_every_drain(api: Api, namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmfleet.uninstall.progress.Wait.silence", property(lambda _wait: 60.0))
     instance(api, namespace, "a")
     with operator(api, namespace, seconds=600):
         lines, _ = uninstall(api, namespace, timeout=4.0)
