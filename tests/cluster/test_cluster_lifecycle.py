@@ -44,7 +44,8 @@ def test_down_leaves_nothing_and_disturbs_no_other_cluster(running: Cluster, fre
     assert traces({fresh.name}), "a running cluster is seen by the very look that must find nothing afterwards"
 
     fresh.run("down")
-    assert traces({fresh.name}) == set()
+    # A process that ended is seen until it was waited for, which is a moment later.
+    eventually(lambda: not traces({fresh.name}), SETTLED_SECONDS, "nothing is left")
     eventually(lambda: not own & network_namespaces(), SETTLED_SECONDS, "its networks are gone")
     new = {line for line in everything() - before if line.startswith(("mount", "iptables", "file", "ip route"))}
     assert new - traces({running.name}) == set()
@@ -104,7 +105,8 @@ def test_nodes_are_added_and_removed(fresh: Cluster, probe: Path) -> None:
     assert "every node has it" in fresh.run("load", str(probe)), "a new node gets the images loaded before it came"
     fresh.run("up", "--nodes", "1")
     assert fresh.kubectl("get", "nodes", "-o", "name").split() == ["node/node-0"]
-    assert not [line for line in traces({fresh.name}) if "node-1" in line]
+    left = "node-1 left nothing"
+    eventually(lambda: not [line for line in traces({fresh.name}) if "node-1" in line], SETTLED_SECONDS, left)
 
 
 def test_checkout_and_state_may_have_a_space_in_their_path(spaced: Path) -> None:
@@ -118,7 +120,7 @@ def test_checkout_and_state_may_have_a_space_in_their_path(spaced: Path) -> None
         assert cluster.kubectl("get", "nodes", "-o", "name").split() == ["node/node-0"]
     finally:
         cluster.run("down")
-    assert traces({cluster.name}) == set()
+    eventually(lambda: not traces({cluster.name}), SETTLED_SECONDS, "nothing is left")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import json
 import subprocess
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import Any
 
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
 
 from e2e.lanes import NAMESPACE, marks
 
@@ -206,7 +208,7 @@ class Bed:
         finally:
             for instance in self.instances(name):
                 self.delete(instance["metadata"]["name"])
-            eventually(lambda: not self.instances(name), 240, lambda: self.why(name))
+            eventually(lambda: not self.instances(name), 300, lambda: self.why(name))
 
     def why(self, fleet: str) -> str:
         """What stands in the way of a fleet, for the message of a failed wait."""
@@ -243,13 +245,48 @@ def stays(instance: Manifest) -> bool:
 
 def eventually(check: Callable[[], Any], seconds: float, why: Callable[[], str] = lambda: "") -> Any:
     """Ask again until the answer is truthy; a wait that does not end is a failure with its reason, never a hang."""
-    end = time.monotonic() + seconds
+    end, problem = time.monotonic() + seconds, ""
     while True:
-        if answer := check():
-            return answer
+        try:
+            if answer := check():
+                return answer
+        except (ApiException, HTTPError) as error:
+            if not transient(error):
+                raise
+            problem = str(error)
         if time.monotonic() > end:
-            raise AssertionError(f"not so after {seconds:.0f} s: {check.__qualname__}\n{why()}")
+            raise AssertionError(f"not so after {seconds:.0f} s: {check.__qualname__}\n{problem}\n{why()}")
         time.sleep(0.2)
+
+
+def transient(error: Exception) -> bool:
+    """Whether only an apiserver that is too busy, or the way to it, was in the way: ask again."""
+    return isinstance(error, HTTPError) or (
+        isinstance(error, ApiException) and (error.status == 429 or (error.status or 0) >= 500)
+    )
+
+
+@contextmanager
+def sampling(look: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Look again and again while the block runs; a look that fails is an error at the end of the block."""
+    over, problems = threading.Event(), list[Exception]()
+
+    def run() -> None:
+        while not problems and not over.wait(seconds):
+            try:
+                look()
+            except Exception as error:
+                problems.extend([] if transient(error) else [error])
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    if problems:
+        raise problems[0]
 
 
 def engine_spec(model: str, **changes: Any) -> Manifest:

@@ -143,7 +143,7 @@ def connector() -> aiohttp.ClientSession:
     """A session of new connections without a bound of its own, so that the client never queues."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, force_close=True),
-        timeout=aiohttp.ClientTimeout(total=180, sock_connect=10),
+        timeout=aiohttp.ClientTimeout(total=900, sock_connect=10),  # above every wait of a test
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from e2e.bed import GROUP, RELEASE, Bed, eventually, has_ready, stays
+from e2e.bed import GROUP, RELEASE, Bed, Manifest, eventually, has_ready, sampling, stays
 from e2e.figures import Figures
 from e2e.load import COMPLETE, Load, many_streams, open_loop
 from e2e.test_autoscaler import MODEL, upgrade
@@ -23,6 +22,7 @@ from e2e.torment import Controller, at_rest
 KILLS = 20
 SEED = 20262
 LIVES = 1.2, 5.0  # seconds
+SETTLED_SECONDS = 10.0  # until what the last of a load still asked for was made, and seen
 ASLEEP, ALONE, ROLES = (f"{RELEASE}-{name}" for name in ("asleep", "alone", "roles"))
 CAPACITY = {"coefficients": {"a": "0.02", "b": "0.02", "c": "0.065", "d": "0"}}
 # A prompt of six tokens costs 0.4 s where it is computed, a token 20 ms where it is made. Three requests a second are
@@ -87,6 +87,7 @@ class Watch:
     """UIDs by name."""
     sizes: dict[str, list[int]] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
+    served: set[str] = field(default_factory=set)
     doubted: bool = False
     most: int = 0
 
@@ -98,12 +99,18 @@ class Watch:
             for item in items:
                 self.seen.setdefault(item["metadata"]["name"], set()).add(item["metadata"]["uid"])
         prefill = sum(has_ready(item) for item in found[ROLES] if item["spec"]["role"] == "prefill")
-        decode = sum(has_ready(item) for item in found[ROLES] if item["spec"]["role"] == "decode" and stays(item))
+        decode = sum(self.serves(item) for item in found[ROLES] if item["spec"]["role"] == "decode" and stays(item))
         self.most = max(self.most, prefill)
         wrong = prefill > decode  # maxPrefillPerDecode is 1
-        if wrong and self.doubted:  # one late probe of a busy kubelet takes an engine away for a moment
+        if wrong and self.doubted:
             self.broken.append(f"{prefill} prefill to {decode} decode")
         self.doubted = wrong
+
+    def serves(self, item: Manifest) -> bool:
+        """Whether an instance was ever Ready: late probes of a busy kubelet are not the autoscaler's doing."""
+        if has_ready(item):
+            self.served.add(item["metadata"]["uid"])
+        return item["metadata"]["uid"] in self.served
 
 
 W = TypeVar("W", bound=Watch)
@@ -112,19 +119,9 @@ W = TypeVar("W", bound=Watch)
 @contextmanager
 def watching(bed: Bed, watch: W) -> Iterator[W]:
     """Look again and again while the block runs, with a connection of its own."""
-    over, own = threading.Event(), Bed(bed.kubeconfig)
-
-    def run() -> None:
-        while not over.wait(0.25):
-            watch.look(own)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
+    own = Bed(bed.kubeconfig)
+    with sampling(lambda: watch.look(own), 0.25):
         yield watch
-    finally:
-        over.set()
-        thread.join()
 
 
 def count(bed: Bed, fleet: str, role: str = "") -> int:
@@ -173,7 +170,8 @@ def test_killed_twenty_times_the_autoscaler_follows_the_load_and_does_nothing_tw
                     autoscaler.torment(random.Random(SEED), LIVES, KILLS)
                     eventually(lambda: count(bed, ALONE) >= 2, 300, lambda: why(bed, ALONE))
                     eventually(lambda: count(bed, ROLES, "prefill") >= 2, 300, lambda: why(bed, ROLES))
-                grown = {name: set(uids) for name, uids in watch.seen.items()}
+                time.sleep(SETTLED_SECONDS)
+                grown = {name: set(uids) for name, uids in watch.seen.copy().items()}
                 eventually(lambda: count(bed, ALONE) == 1, 300, lambda: why(bed, ALONE))
                 eventually(lambda: len(bed.instances(ROLES)) == 2, 300, lambda: why(bed, ROLES))
             assert autoscaler.runs(), autoscaler.last_words()

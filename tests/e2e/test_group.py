@@ -118,6 +118,7 @@ def assert_met_only_its_own_group(bed: Bed, name: str) -> None:
         eventually(lambda rank=rank: "the group is complete" in bed.logs(f"{name}-{rank}"), 60)
         log = bed.logs(f"{name}-{rank}")
         assert log.count("the group is complete") == 1, log
+    eventually(lambda: "rank 1 joined" in bed.logs(f"{name}-0"), 60)
     leader = bed.logs(f"{name}-0")
     assert leader.count("rank 1 joined") == 1, leader
 

@@ -88,5 +88,9 @@ def assert_nothing_left(bed: Bed) -> None:
         lambda: not apps.list_namespaced_stateful_set(bed.namespace, label_selector="serving.ai/fleet=chaos").items, 180
     )
     eventually(lambda: not bed.pods("serving.ai/fleet=chaos"), 180)
-    budgets = [item.metadata.name for item in policy.list_namespaced_pod_disruption_budget(bed.namespace).items]
-    assert "chaos" not in budgets, budgets
+    eventually(
+        lambda: (
+            not policy.list_namespaced_pod_disruption_budget(bed.namespace, field_selector="metadata.name=chaos").items
+        ),
+        180,
+    )

@@ -13,6 +13,7 @@ from e2e.load import COMPLETE, many_streams
 
 SCALE_UPS = 20
 AT_ONCE = 5
+PATIENT = {"drainTimeoutSeconds": 240}  # a token may take longer here than it should
 
 
 def answered(url: str, model: str) -> bool:
@@ -48,18 +49,18 @@ def test_every_instance_created_by_hand_takes_requests_once_it_is_ready(bed: Bed
 
 
 def test_deleting_an_instance_under_fifty_open_streams_loses_none(bed: Bed, figures: Figures) -> None:
-    with bed.fleet("drained", 2, engine_spec("drained")) as (first, _second):
+    with bed.fleet("drained", 2, engine_spec("drained", lifecycle=PATIENT)) as (first, _second):
         uids = bed.uids(first)
         load = many_streams(bed.router_url(), "drained", 50, 160, lambda: bed.delete(first))
         assert load.kinds() == {COMPLETE: 50}, load.failures()[:3]
-        eventually(lambda: bed.instance(first) is None, 240, lambda: bed.why("drained"))
+        eventually(lambda: bed.instance(first) is None, 400, lambda: bed.why("drained"))
         eventually(lambda: not uids & bed.uids(first), 120)
         eventually(lambda: "Draining" in {reason for _, reason in bed.said(first)}, 60)
     figures.count("streams open while their fleet lost an instance, of which lost", [50, 0])
 
 
 def test_evicting_a_pod_lets_its_streams_end_first(bed: Bed) -> None:
-    with bed.fleet("evicted", 2, engine_spec("evicted")) as (first, _second):
+    with bed.fleet("evicted", 2, engine_spec("evicted", lifecycle=PATIENT)) as (first, _second):
         rank = bed.ranks(first)[1]["metadata"]["name"]
         load = many_streams(bed.router_url(), "evicted", 20, 120, lambda: bed.evict(rank))
         assert load.kinds() == {COMPLETE: 20}, load.failures()[:3]

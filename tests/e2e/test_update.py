@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from e2e.bed import NEXT_SIM, SIM, Bed, engine_spec, eventually, has_ready
+from e2e.bed import NEXT_SIM, SIM, Bed, engine_spec, eventually, has_ready, sampling
 from e2e.figures import Figures
 from e2e.load import COMPLETE, open_loop
 
@@ -19,19 +18,9 @@ BROKEN = "localhost/llmfleet/engine-sim:there-is-no-such-tag"
 @contextmanager
 def least_ready(bed: Bed, fleet: str) -> Iterator[list[int]]:
     """How many instances were Ready, sampled while the block runs: each sample of one answer of the apiserver."""
-    seen, stop = [], threading.Event()
-
-    def sample() -> None:
-        while not stop.wait(0.3):
-            seen.append(sum(map(has_ready, bed.instances(fleet))))
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
+    seen: list[int] = []
+    with sampling(lambda: seen.append(sum(map(has_ready, bed.instances(fleet)))), 0.3):
         yield seen
-    finally:
-        stop.set()
-        thread.join()
 
 
 @pytest.mark.turn(4)

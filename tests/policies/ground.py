@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -82,6 +83,9 @@ class Ground:
         others = {name: place for name, place in world()[0].items() if name not in INSTALLED and place.namespace}
         for namespace in {place.namespace for place in others.values()} - {NAMESPACE}:
             self.core.create_namespace({"metadata": {"name": namespace}})
+            # No pod is admitted before its service account is there, which is made a little later.
+            accounts = partial(self.core.list_namespaced_service_account, namespace)
+            eventually(lambda accounts=accounts: accounts().items, STARTS, self.why)
         for number, (name, place) in enumerate(others.items()):
             node = self.nodes[number % len(self.nodes)]
             self.core.create_namespaced_pod(place.namespace, stand_in(name, place.labels, node))

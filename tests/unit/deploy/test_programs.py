@@ -395,6 +395,46 @@ def test_pre_stop_gives_up_at_the_deadline(engine: Engine, tmp_path: Path) -> No
     assert done.returncode == 0
 
 
+RESOLVER = """
+import socket
+asked = iter([%r] * %d)
+real = socket.getaddrinfo
+def getaddrinfo(*args, **kwargs):
+    for code in asked:
+        raise socket.gaierror(code, "no answer")
+    return real(*args, **kwargs)
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+def stop_with_resolver(code: int, times: int) -> list[str]:
+    """The program before a resolver that fails so often: no resolver of this machine can be made to."""
+    *command, text = programs.stop()
+    return [*command, RESOLVER % (code, times) + text]
+
+
+def test_pre_stop_does_not_take_a_silent_resolver_for_a_leader_that_does_not_serve(
+    engine: Engine, tmp_path: Path
+) -> None:
+    engine.running = 1
+
+    def finish() -> None:
+        engine.running = 0
+
+    threading.Timer(8.0, finish).start()
+    began = time.monotonic()
+    assert run(stop_with_resolver(socket.EAI_AGAIN, 2), tmp_path, rank=1, port=engine.port).returncode == 0
+    assert time.monotonic() - began >= 8.0
+
+
+@pytest.mark.parametrize(("code", "times"), [(socket.EAI_AGAIN, 1000), (socket.EAI_NONAME, 1)])
+def test_pre_stop_ends_when_the_leaders_name_is_gone_or_nobody_resolves_it(
+    engine: Engine, tmp_path: Path, code: int, times: int
+) -> None:
+    engine.running = 1
+    assert run(stop_with_resolver(code, times), tmp_path, rank=1, port=engine.port, seconds=50).returncode == 0
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_pre_stop_returns_at_once_when_the_leader_does_not_serve(tmp_path: Path, rank: int) -> None:
     assert run(programs.stop(), tmp_path, rank=rank, port=free_port(), seconds=25).returncode == 0
