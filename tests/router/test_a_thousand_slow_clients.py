@@ -13,7 +13,7 @@ SLOW = {
     "a head that stops": (b"POST /v1/chat/completions HTTP/1.1\r\n", b""),
     "nothing": (b"", b""),
 }
-SETTINGS = {"timeouts": {"headerSeconds": 4, "bodySeconds": 4, "idleSeconds": 4}}
+SETTINGS = {"timeouts": {"headerSeconds": 12, "bodySeconds": 12, "idleSeconds": 12}}
 
 
 async def trickle(client: Raw, first: bytes, drip: bytes) -> str:

@@ -145,7 +145,8 @@ async def test_an_engine_that_fails_its_checks_is_left_out_and_returns_with_its_
 @pytest.mark.parametrize("health", [200, 404])
 @scenario
 async def test_any_answer_below_500_is_life(health):
-    async with Bed(ok(), ok(), ok(), settings={"health": QUICK | {"checkFailures": 1}}) as bed:
+    rules = {"health": QUICK | {"checkFailures": 1, "checkTimeoutSeconds": 30}}
+    async with Bed(ok(), ok(), ok(), settings=rules) as bed:
         bed.engines[0].health = health
         await bed.until(lambda: bed.engines[0].checks > 3)
         assert len(bed.router.fleet.models["m"].open) == 3

@@ -151,9 +151,12 @@ async def test_slots_follow_the_requests_and_are_exceeded_by_one_per_router_at_m
         assert await asyncio.gather(*asked) == ["whole"] * 36
         assert engine.max_active <= 9 + 3
         await routers.until(lambda: engine.active == 0, "the engine to be idle")
-        assert (
-            sum([(await routers.report(name)).engines[f"uid-e@{engine.address}"].owned for name in routers.names]) == 9
-        )
+
+        async def all_owned() -> bool:
+            reports = [await routers.report(name) for name in routers.names]
+            return sum(report.engines[f"uid-e@{engine.address}"].owned for report in reports) == 9
+
+        await routers.until(all_owned, "what was given to have been taken")
 
 
 @scenario

@@ -312,7 +312,7 @@ async def test_the_access_log_may_be_switched_off():
         assert (await bed.ask()).status == 200
         assert bed.router.records is None
         bed.app.access_log.flush()
-        bed.app.access_log.close()
+        await bed.app.access_log.close()
         assert await bed.access_log(0) == []
 
 
@@ -335,10 +335,36 @@ async def test_lines_that_nobody_takes_are_dropped_and_counted_and_hold_up_nothi
         bed.app.access_log._descriptor = bed._access_log.fileno()
 
 
-def record():
+@scenario
+async def test_the_last_lines_follow_those_that_are_still_being_written():
+    async with Bed() as bed:
+        read, write = os.pipe()
+        access_log = bed.app.access_log
+        access_log._descriptor = write
+        bed.router.records.extend([record(b"first")] * 2000)  # more than a pipe holds
+        await bed.until(lambda: not bed.router.records)
+        bed.router.records.extend([record(b"last")] * 2000)
+        closing = asyncio.create_task(access_log.close())
+        await asyncio.sleep(0.1)
+        lines = await asyncio.to_thread(lines_of, read, 4000)
+        await closing
+        assert [json.loads(line)["requestId"] for line in lines] == ["first"] * 2000 + ["last"] * 2000
+        os.close(read)
+        os.close(write)
+        access_log._descriptor = bed._access_log.fileno()
+
+
+def lines_of(descriptor, count):
+    data = b""
+    while data.count(b"\n") < count:
+        data += os.read(descriptor, 65536)
+    return data.splitlines()
+
+
+def record(request_id=b"r"):
     from llmfleet.router.usage import Record
 
-    return Record(at=0, request_id=b"r", tenant="", model="m", route=b"/", status=200, outcome="", reason="")
+    return Record(at=0, request_id=request_id, tenant="", model="m", route=b"/", status=200, outcome="", reason="")
 
 
 RECORD = record()

@@ -241,7 +241,7 @@ class App:
                 backend.idle.pop().transport.abort()
         self.gossip.close()
         await self._runner.cleanup()
-        self.access_log.close()
+        await self.access_log.close()
         if self.spans is not None:
             await self._loop.run_in_executor(None, self.spans.close)
 

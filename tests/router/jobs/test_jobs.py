@@ -12,6 +12,8 @@ from bed import CHAT, STREAM, Answer, Bed, scenario
 from engine import DONE, UNARY, chat_events, drop, json_answer, ok, play, silent, status
 from redis_server import RedisServer
 
+from llmfleet.router.jobs.scripts import events_channel
+
 ASYNC = {"Prefer": "respond-async"}
 
 
@@ -23,7 +25,8 @@ class JobBed(Bed):
     """A router with jobs."""
 
     def __init__(self, server: RedisServer, *behaviours: Any, slots: int = 256, **queue: Any) -> None:
-        super().__init__(*behaviours, settings=settings(server, **queue), slots=slots)
+        timeouts = queue.pop("timeouts", {})
+        super().__init__(*behaviours, settings=settings(server, **queue) | {"timeouts": timeouts}, slots=slots)
 
     async def __aenter__(self) -> JobBed:
         await super().__aenter__()
@@ -45,12 +48,15 @@ class JobBed(Bed):
         return await self.ask(b"", path=path, method=method, headers=names)
 
     async def becomes(self, path: str, *states: str) -> dict[str, Any]:
+        """Ask until it is; a 503 says that Redis was not asked in time, by a process that stood still."""
+        job: dict[str, Any] = {}
         for _ in range(6000):
-            job = (await self.get(path)).json
-            if job["status"] in states:
+            answer = await self.get(path)
+            job = answer.json
+            if answer.status != 503 and job["status"] in states:
                 return job
             await asyncio.sleep(0.01)
-        raise AssertionError(f"{job['status']} after 60 s, not one of {states}")
+        raise AssertionError(f"{job} after 60 s, not one of {states}")
 
     def ended(self) -> dict[str, int]:
         return {state: count for (_, state), count in self.jobs.metrics.ended.items()}
@@ -608,9 +614,27 @@ async def test_prompts_and_answers_are_in_no_log_line(redis_server, caplog):
 @scenario
 async def test_words_on_the_channel_that_mean_nothing_do_not_end_the_jobs(redis_server):
     async with JobBed(redis_server, ok()) as bed:
-        redis_server.client().publish(f"{bed.router.settings.redis.prefix}:events", "end")
-        await bed.until(lambda: bed.jobs.store.reconnects >= 1, "the connection is made anew")
+        store, channel = bed.jobs.store, events_channel(bed.router.settings.redis.prefix)
+        before = store.reconnects
+        # The subscription comes a moment after the connection.
+        await bed.until(lambda: redis_server.client().publish(channel, "end") == 1, "somebody listens")
+        await bed.until(lambda: store.reconnects > before and not store.problem, "the connection is made anew")
         assert (await bed.becomes(await bed.put(), "complete"))["status"] == "complete"
+
+
+@scenario
+async def test_a_job_at_a_silent_engine_is_given_up_in_time_however_many_others_are_announced(redis_server):
+    async with JobBed(redis_server, silent(), timeouts={"firstEventSeconds": 1}) as bed:
+        client, channel = redis_server.client(), events_channel(bed.router.settings.redis.prefix)
+        path = await bed.put()
+        await bed.until(lambda: bed.engines[0].active == 1, "the job is at the engine")
+        announced = 0
+        while bed.engines[0].aborted == 0:
+            assert announced < 1200, "the engine was not let go in a minute"
+            announced += client.publish(channel, "new other m")
+            await asyncio.sleep(0.05)
+        assert announced > 10
+        assert (await bed.becomes(path, "dead", "failed"))["status"]
 
 
 @scenario

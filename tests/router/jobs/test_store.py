@@ -41,7 +41,7 @@ async def ready() -> None:
 @asynccontextmanager
 async def connected(server: RedisServer, **settings: object) -> AsyncIterator[Store]:
     queue = {key: settings.pop(key) for key in list(settings) if key in Queue.__dataclass_fields__}
-    options = {"url": server.url, "timeout_seconds": 1.0} | settings
+    options = {"url": server.url, "timeout_seconds": 20.0} | settings
     store = Store(Redis(**options), Queue(**queue), ["high", "standard"], "worker-0")
     task = asyncio.create_task(store.hold(lambda words: None, ready))
     try:

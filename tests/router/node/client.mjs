@@ -48,7 +48,7 @@ const scenarios = {
   retried: async () => (await chat({}, { maxRetries: 4 })).choices[0].message.content,
   job: async () => (await chat({}, background)).choices[0].message.content,
   jobStream: async () => collect(await chat({ stream: true }, background)),
-  timeout: () => failure(() => chat({}, { timeout: 300 })),
+  timeout: () => failure(() => chat({}, { timeout: 10_000 })),
 };
 
 console.log(JSON.stringify(await scenarios[scenario]()));

@@ -24,6 +24,7 @@ from llmfleet.settings import UnreadableSettings, parse_yaml
 log = logging.getLogger(__name__)
 
 MAX_RECORDS: Final = 100_000  # of the access log that wait while it cannot be written
+CLOSE_SECONDS: Final = 5.0  # for the lot that is being written when the router ends
 
 
 class FileWatch(ABC):
@@ -143,9 +144,11 @@ class AccessLog:
         records, router.records = router.records, []
         self._writing = router.loop.run_in_executor(None, self._write, records)
 
-    def close(self) -> None:
-        """Write what is left."""
-        if self._router.records:
+    async def close(self) -> None:
+        """Write what is left after what is still being written; a reader who takes nothing holds nobody up for long."""
+        if self._writing is not None:
+            await asyncio.wait({self._writing}, timeout=CLOSE_SECONDS)
+        if self._router.records and (self._writing is None or self._writing.done()):
             self._write(self._router.records)
             self._router.records = []
 

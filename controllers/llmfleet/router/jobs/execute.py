@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 from llmfleet.router import errors
@@ -79,7 +80,7 @@ class Worker:
         self._runs: dict[str, Run] = {}
         self._offers: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
-        self._swept = self._counted = self._renewed = 0.0
+        self._checked = self._swept = self._counted = self._renewed = 0.0
         self._stopped = False
 
     # ---- the loop ----
@@ -87,11 +88,9 @@ class Worker:
     async def work(self) -> None:
         """Claim, renew and sweep for ever; a turn that fails is followed by the next one."""
         while True:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(TICK_SECONDS):
                     await self._wake.wait()
-            except TimeoutError:
-                self._check()
             self._wake.clear()
             try:
                 await self._turn()
@@ -105,9 +104,12 @@ class Worker:
         if self._router.draining:
             self._return_waiting()
         self._start_waiting()
+        now = self._router.loop.time()
+        if now - self._checked >= TICK_SECONDS / 2:  # not only when nothing wakes it: a busy fleet always does
+            self._checked = now
+            self._check(now)
         if self._store.problem:
             return
-        now = self._router.loop.time()
         if now - self._renewed >= self._queue.lease_seconds / 3:
             self._renewed = now
             await self.renew()
@@ -306,8 +308,7 @@ class Worker:
             fields = {"job": claim.id, "model": claim.model, "attempts": claim.attempts - 1 + dispatches}
             log.warning("dead letter: every attempt of a job failed", extra={"fields": fields})
 
-    def _check(self) -> None:
-        now = self._router.loop.time()
+    def _check(self, now: float) -> None:
         for run in list(self._runs.values()):
             if run.exchange is not None:
                 run.exchange.check(now)
