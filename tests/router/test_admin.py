@@ -47,7 +47,7 @@ async def test_metrics_tell_what_happened_to_every_request():
 
 @scenario
 async def test_in_flight_is_shown_while_it_lasts():
-    async with Bed(ok(3, delay=0.3)) as bed:
+    async with Bed(ok(3, delay=3)) as bed:
         client = await bed.client()
         await client.send(STREAM)
         await bed.until(lambda: bed.in_flight() == 1)

@@ -209,7 +209,7 @@ async def test_engines_that_do_both_serve_what_pairs_have_no_room_for():
 
 @scenario
 async def test_a_prompt_is_not_computed_before_there_is_a_slot_to_decode_it():
-    async with Split(p0=offering(), d0=ok(delay=1.2)) as bed:
+    async with Split(p0=offering(), d0=ok(delay=4)) as bed:
         generation = bed.publish(d0={"slots": 1})
         await bed.adopted(generation)
         busy = await bed.client()

@@ -41,7 +41,7 @@ async def test_a_request_without_a_slot_waits_for_one_and_is_told_how_long():
 
 @scenario
 async def test_nobody_passes_those_who_wait():
-    async with Bed(ok(delay=0.5), slots=1) as bed:
+    async with Bed(ok(delay=1.5), slots=1) as bed:
         clients = [await bed.client() for _ in range(4)]
         for number, client in enumerate(clients):
             await client.send(CHAT | {"seed": number})
