@@ -22,6 +22,7 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
+from e2e.beside import beside
 from e2e.lanes import NAMESPACE, marks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -269,22 +270,17 @@ def transient(error: Exception) -> bool:
 @contextmanager
 def sampling(look: Callable[[], None], seconds: float) -> Iterator[None]:
     """Look again and again while the block runs; a look that fails is an error at the end of the block."""
-    over, problems = threading.Event(), list[Exception]()
+    problems: list[Exception] = []
 
-    def run() -> None:
+    def run(over: threading.Event) -> None:
         while not problems and not over.wait(seconds):
             try:
                 look()
             except Exception as error:
                 problems.extend([] if transient(error) else [error])
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
+    with beside(run):
         yield
-    finally:
-        over.set()
-        thread.join()
     if problems:
         raise problems[0]
 

@@ -19,6 +19,8 @@ from typing import Any
 
 import aiohttp
 
+from e2e.beside import beside
+
 COMPLETE, ERROR_EVENT, RESET, SILENT, STATUS = "complete", "error event", "reset", "silent", "status"
 REFUSED = "refused"
 NEVER_CONNECTED = aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError
@@ -167,15 +169,9 @@ def open_loop(
     url: str, model: str, rate: float, tokens: int, streamed: float = 0.7, reconnect: Reconnect = Reconnect()
 ) -> Iterator[Load]:
     """Send `rate` requests a second, `streamed` of them streams, until the block ends; then wait for every answer."""
-    load, stop = Load(), threading.Event()
-    drive = send_all(load, stop, url, model, rate, tokens, streamed, reconnect)
-    thread = threading.Thread(target=lambda: asyncio.run(drive))
-    thread.start()
-    try:
+    load = Load()
+    with beside(lambda stop: asyncio.run(send_all(load, stop, url, model, rate, tokens, streamed, reconnect))):
         yield load
-    finally:
-        stop.set()
-        thread.join()
 
 
 async def send_all(

@@ -14,11 +14,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from kubernetes import client
 
 from e2e.bed import RELEASE, Bed, eventually
+from e2e.beside import beside
 
 
 @contextmanager
@@ -95,11 +97,5 @@ class Controller:
 @contextmanager
 def tormented(controller: Controller, seed: int, lives: tuple[float, float], times: int) -> Iterator[None]:
     """A controller that is killed while the block runs and until it was killed so often, and left alone after it."""
-    over = threading.Event()
-    thread = threading.Thread(target=controller.torment, args=(random.Random(seed), lives, times, over))
-    thread.start()
-    try:
+    with beside(partial(controller.torment, random.Random(seed), lives, times)):
         yield
-    finally:
-        over.set()
-        thread.join()

@@ -21,6 +21,7 @@ from typing import Any
 import requests
 
 from e2e.bed import GROUP, RELEASE, Bed, Manifest, engine_spec, eventually
+from e2e.beside import beside
 from e2e.load import Reconnect, many_streams, open_loop
 from faults.ground import kill_in
 from faults_long.control_plane import FAKETIME, faketime, long_valid
@@ -159,19 +160,14 @@ class Leaders:
 @contextmanager
 def watched(world: World) -> Iterator[Leaders]:
     """Look again and again while the block runs."""
-    leaders, stop = Leaders(world), threading.Event()
+    leaders = Leaders(world)
 
-    def look() -> None:
+    def look(stop: threading.Event) -> None:
         while not stop.wait(0.3):
             leaders.look()
 
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
+    with beside(look):
         yield leaders
-    finally:
-        stop.set()
-        thread.join()
 
 
 def gauge(pod: Manifest, name: str) -> float:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from e2e.bed import Manifest, eventually, has_ready, tool
+from e2e.beside import beside
 from e2e.load import Load, Reconnect, open_loop
 from faults_long.incident import Incident, count, named, spread
 from faults_long.node_power import kinds, none_offered, where
@@ -73,19 +74,14 @@ def drained(world: World, incident: Incident, node: str, *more: str) -> Iterator
 @contextmanager
 def least_serving(world: World, fleet: str) -> Iterator[list[int]]:
     """How many instances of a fleet were Ready, one sample after the other."""
-    seen, stop = [], threading.Event()
+    seen: list[int] = []
 
-    def sample() -> None:
+    def sample(stop: threading.Event) -> None:
         while not stop.wait(0.5):
             seen.append(sum(map(has_ready, world.bed.instances(fleet))))
 
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
+    with beside(sample):
         yield seen
-    finally:
-        stop.set()
-        thread.join()
 
 
 # -- with all the time it needs --------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from pathlib import Path
 import aiohttp
 
 from e2e.bed import Manifest, eventually
+from e2e.beside import beside
 from e2e.load import REFUSED, Load, Outcome, Reconnect, open_loop
 from faults.ground import Death, processes_of
 from faults.test_control_plane_dead import answers
@@ -107,19 +108,14 @@ def by_bodies(world: World, incident: Incident, router: Manifest, limit: int) ->
 @contextmanager
 def watched(group: Path) -> Iterator[list[int]]:
     """The most that the processes of a memory group held while the block ran."""
-    most, stop = [0], threading.Event()
+    most = [0]
 
-    def look() -> None:
+    def look(stop: threading.Event) -> None:
         while not stop.wait(0.1):
             most[0] = max(most[0], resident(group))
 
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
+    with beside(look):
         yield most
-    finally:
-        stop.set()
-        thread.join()
 
 
 def resident(group: Path) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 
 import aiohttp
 
+from e2e.beside import beside
 from e2e.load import (
     COMPLETE,
     ERROR_EVENT,
@@ -83,14 +84,9 @@ class Texts:
     @contextmanager
     def asked(self, rate: float) -> Iterator[Load]:
         """Ask what is known, `rate` requests a second and every other one a stream, until the block ends."""
-        load, stop = Load(), threading.Event()
-        thread = threading.Thread(target=lambda: asyncio.run(self.drive(load, stop, rate)))
-        thread.start()
-        try:
+        load = Load()
+        with beside(lambda stop: asyncio.run(self.drive(load, stop, rate))):
             yield load
-        finally:
-            stop.set()
-            thread.join()
 
     async def drive(self, load: Load, stop: threading.Event, rate: float) -> None:
         """The open loop itself."""

@@ -14,7 +14,6 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -84,8 +83,7 @@ class Ground:
         for namespace in {place.namespace for place in others.values()} - {NAMESPACE}:
             self.core.create_namespace({"metadata": {"name": namespace}})
             # No pod is admitted before its service account is there, which is made a little later.
-            accounts = partial(self.core.list_namespaced_service_account, namespace)
-            eventually(lambda accounts=accounts: accounts().items, STARTS, self.why)
+            eventually(lambda here=namespace: self.core.list_namespaced_service_account(here).items, STARTS, self.why)
         for number, (name, place) in enumerate(others.items()):
             node = self.nodes[number % len(self.nodes)]
             self.core.create_namespaced_pod(place.namespace, stand_in(name, place.labels, node))

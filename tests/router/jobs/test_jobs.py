@@ -24,9 +24,16 @@ def settings(server: RedisServer, **queue: Any) -> dict[str, Any]:
 class JobBed(Bed):
     """A router with jobs."""
 
-    def __init__(self, server: RedisServer, *behaviours: Any, slots: int = 256, **queue: Any) -> None:
-        timeouts = queue.pop("timeouts", {})
-        super().__init__(*behaviours, settings=settings(server, **queue) | {"timeouts": timeouts}, slots=slots)
+    def __init__(
+        self,
+        server: RedisServer,
+        *behaviours: Any,
+        slots: int = 256,
+        timeouts: dict[str, float] | None = None,
+        **queue: Any,
+    ) -> None:
+        chosen = settings(server, **queue) | {"timeouts": timeouts or {}}
+        super().__init__(*behaviours, settings=chosen, slots=slots)
 
     async def __aenter__(self) -> JobBed:
         await super().__aenter__()

@@ -378,11 +378,7 @@ def test_a_follower_is_alive_without_an_engine_loop(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_pre_stop_waits_until_the_leader_is_idle(engine: Engine, tmp_path: Path, rank: int) -> None:
     engine.running = 1
-
-    def finish() -> None:
-        engine.running = 0
-
-    threading.Timer(4.0, finish).start()
+    threading.Timer(4.0, setattr, (engine, "running", 0)).start()
     began = time.monotonic()
     assert run(programs.stop(), tmp_path, rank=rank, port=engine.port).returncode == 0
     assert time.monotonic() - began >= 4.0
@@ -417,11 +413,7 @@ def test_pre_stop_does_not_take_a_silent_resolver_for_a_leader_that_does_not_ser
     engine: Engine, tmp_path: Path
 ) -> None:
     engine.running = 1
-
-    def finish() -> None:
-        engine.running = 0
-
-    threading.Timer(8.0, finish).start()
+    threading.Timer(8.0, setattr, (engine, "running", 0)).start()
     began = time.monotonic()
     assert run(stop_with_resolver(socket.EAI_AGAIN, 2), tmp_path, rank=1, port=engine.port).returncode == 0
     assert time.monotonic() - began >= 8.0
